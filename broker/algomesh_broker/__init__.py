@@ -1,0 +1,1 @@
+"""NATS as this mesh speaks it: subjects, messages, codec, connection, streams, directory."""

@@ -1,0 +1,1 @@
+"""What callers and authors of algorithms import."""

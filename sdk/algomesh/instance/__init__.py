@@ -1,0 +1,1 @@
+"""The runtime inside an instance: boot, slots, lanes, user code."""

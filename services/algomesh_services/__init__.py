@@ -1,0 +1,1 @@
+"""The programs of the mesh: gateway, registry, launcher, ledger, and all of them on one machine."""

@@ -1,0 +1,1 @@
+"""The whole mesh as supervised children of one process."""
