@@ -1,0 +1,260 @@
+"""What the programs are asked, verb by verb: the bodies inside `Ask` and `Answer`.
+
+    registry  upload publish archive manifest key-create key-list key-revoke
+    launcher  ps stop logs
+    ledger    runs
+
+A verb's request is `platform.<program>.<verb>.<owner>.<name>.<caller>`; who may send it is
+the broker's to say (permissions.py), so a program answers whatever reaches it.
+"""
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from algomesh_broker.errors import BadMessage
+
+T = TypeVar("T", bound=Struct)
+
+CHUNK_BYTES = 512 * 1024
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """How a version wants to run. Memory in bytes, times in seconds; `timeout_s` None: no limit."""
+
+    gpu: float = 0.0
+    memory_bytes: int | None = None
+    concurrency: int = 1
+    timeout_s: float | None = 60.0
+    idle_s: float = 60.0
+    min_instances: int = 0
+    max_instances: int = 4
+    attempts: int = 3
+    calls: list[str] = []
+    preload: list[str] = []
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """One version as its own code describes it; made in a child process, never by the registry.
+
+    `entry` is `module:attribute` inside the archive; `requirements` are PEP 508 strings.
+    """
+
+    owner: str
+    name: str
+    version: str
+    entry: str
+    description: str = ""
+    options: Options = Options()
+    input_schema: bytes = b""
+    output_schema: bytes = b""
+    requirements: list[str] = []
+
+
+class Upload(Struct, frozen=True, kw_only=True):
+    """One piece of an archive: at most CHUNK_BYTES of it from `offset`; `size_bytes` is the whole."""
+
+    digest: str
+    size_bytes: int
+    offset: int
+    data: bytes
+
+
+class Uploaded(Struct, frozen=True, kw_only=True):
+    """How much of the archive the registry has; equal to `size_bytes` when the digest was right."""
+
+    received_bytes: int
+
+
+class Publish(Struct, frozen=True, kw_only=True):
+    """Make this version callable; its archive was uploaded before."""
+
+    manifest: Manifest
+    digest: str
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """`created` is False when this very version was there already."""
+
+    algorithm: str
+    version: str
+    digest: str
+    created: bool
+
+
+class FetchArchive(Struct, frozen=True, kw_only=True):
+    """Give me at most CHUNK_BYTES of this archive from `offset`."""
+
+    digest: str
+    offset: int = 0
+
+
+class ArchiveChunk(Struct, frozen=True, kw_only=True):
+    """A piece of an archive."""
+
+    size_bytes: int
+    data: bytes
+
+
+class FetchManifest(Struct, frozen=True, kw_only=True):
+    """What does this version want?"""
+
+    version: str
+
+
+class StoredManifest(Struct, frozen=True, kw_only=True):
+    """A manifest with the digest of its archive."""
+
+    manifest: Manifest
+    digest: str
+
+
+class KeyCreate(Struct, frozen=True, kw_only=True):
+    """A new key with scopes such as `call:text/*`, `publish:me/*`, `observe`, `admin`."""
+
+    name: str
+    scopes: list[str]
+
+
+class KeyCreated(Struct, frozen=True, kw_only=True):
+    """The only time the key itself is shown."""
+
+    key: str
+    id: str
+    name: str
+    scopes: list[str]
+
+
+class KeyList(Struct, frozen=True, kw_only=True):
+    """Which keys are there?"""
+
+
+class KeyRow(Struct, frozen=True, kw_only=True):
+    """A key, without itself. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: float
+    revoked_at: float | None = None
+
+
+class KeyRows(Struct, frozen=True, kw_only=True):
+    """All keys, newest first."""
+
+    keys: list[KeyRow]
+
+
+class KeyRevoke(Struct, frozen=True, kw_only=True):
+    """End this key, by its id or its name; its connections are closed."""
+
+    key: str
+
+
+class Done(Struct, frozen=True, kw_only=True):
+    """It is done; `count` of what it was done to."""
+
+    count: int = 1
+
+
+class Ps(Struct, frozen=True, kw_only=True):
+    """Which instances run?"""
+
+
+class InstanceRow(Struct, frozen=True, kw_only=True):
+    """One instance of the fleet. `since` is seconds since the epoch, `load` runs under way, `memory_bytes` PSS."""
+
+    algorithm: str
+    version: str
+    instance: str
+    pid: int
+    state: str
+    load: int
+    since: float
+    reason: str
+    start_ms: int = 0
+    memory_bytes: int = 0
+    note: str = ""
+
+
+class InstanceRows(Struct, frozen=True, kw_only=True):
+    """The fleet."""
+
+    instances: list[InstanceRow]
+
+
+class Stop(Struct, frozen=True, kw_only=True):
+    """Retire the instances of this algorithm, or of one version of it."""
+
+    version: str = ""
+
+
+class Logs(Struct, frozen=True, kw_only=True):
+    """The last `lines` lines that an algorithm's instances wrote; of one `version` or `run` if given."""
+
+    version: str = ""
+    run: str = ""
+    lines: int = 200
+
+
+class LogLine(Struct, frozen=True, kw_only=True):
+    """One line of output; `run` is empty for what was printed outside a run. `at` is seconds since the epoch."""
+
+    at: float
+    version: str
+    instance: str
+    run: str
+    line: str
+
+
+class LogLines(Struct, frozen=True, kw_only=True):
+    """Output, oldest first."""
+
+    lines: list[LogLine]
+
+
+class Runs(Struct, frozen=True, kw_only=True):
+    """The latest runs, newest first; only of `algorithm`, or below `root`, if given."""
+
+    limit: int = 50
+    algorithm: str = ""
+    root: str = ""
+
+
+class RunRow(Struct, frozen=True, kw_only=True):
+    """One run as the ledger has it. Times are seconds since the epoch, or 0."""
+
+    run: str
+    attempt: int
+    root: str
+    parent: str
+    algorithm: str
+    version: str
+    caller: str
+    root_caller: str
+    instance: str
+    state: str
+    queued_at: float
+    started_at: float
+    ended_at: float
+    compute_ms: float
+    cold_ms: float
+    error: str
+
+
+class RunRows(Struct, frozen=True, kw_only=True):
+    """Runs, newest first."""
+
+    runs: list[RunRow]
+
+
+pack = msgspec.msgpack.Encoder().encode
+
+
+def unpack(type_: type[T], body: bytes) -> T:
+    """Read a body as `type_`. Raises BadMessage with the path of the offending field."""
+    try:
+        return msgspec.msgpack.decode(body, type=type_)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise BadMessage(f"not a {type_.__name__}: {error}") from error

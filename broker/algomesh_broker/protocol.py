@@ -1,0 +1,151 @@
+"""The NATS client protocol without sockets: bytes in, method calls out.
+
+Source: https://docs.nats.io/reference/reference-protocols/nats-protocol. A payload is handed
+out as bytes, or from 16 KiB on as a memoryview of what was read, without a copy.
+"""
+
+from typing import NamedTuple, Protocol
+
+from algomesh_broker.errors import BadMessage
+
+_CRLF = b"\r\n"
+_LONGEST_LINE = 64 * 1024
+_VIEW_FROM_BYTES = 16 * 1024
+NO_RESPONDERS = 503
+
+
+class Message(NamedTuple):
+    """One message as a subscription's callback gets it; `status` is NATS' own, 503 for no responders."""
+
+    subject: str
+    reply: str
+    data: bytes | memoryview
+    status: int = 0
+    headers: dict[str, str] | None = None
+
+
+class Receiver(Protocol):
+    """What the parser calls, in the order of the wire."""
+
+    def on_message(self, sid: int, message: Message) -> None:
+        """A message for subscription `sid`."""
+
+    def on_info(self, json: bytes) -> None:
+        """The server's INFO, as JSON."""
+
+    def on_ping(self) -> None:
+        """The server asks whether we live."""
+
+    def on_pong(self) -> None:
+        """Everything sent before our PING has been processed."""
+
+    def on_error(self, text: str) -> None:
+        """An -ERR, without its quotes."""
+
+
+class Parser:
+    """Cuts the stream of bytes into protocol operations."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._needed = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read. Raises BadMessage when this is not NATS."""
+        if self._chunks:
+            self._chunks.append(data)
+            self._buffered += len(data)
+            if self._buffered < self._needed:
+                return
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        rest = self._parse(data)
+        if rest < len(data):
+            self._chunks.append(data[rest:])
+            self._buffered = len(data) - rest
+        else:
+            self._needed = 0
+
+    def _parse(self, data: bytes) -> int:
+        """Handle every whole operation in `data`; return where the first incomplete one begins."""
+        at, size = 0, len(data)
+        receiver = self.receiver
+        while at < size:
+            end = data.find(_CRLF, at)
+            if end < 0:
+                if size - at > _LONGEST_LINE:
+                    raise BadMessage("the server sent a line that does not end; is this a NATS port?")
+                self._needed = 0
+                return at
+            after = end + 2
+            kind = data[at]
+            if kind == 77:  # MSG <subject> <sid> [reply] <size>
+                fields = data[at:end].split()
+                body = int(fields[-1])
+                if after + body + 2 > size:
+                    self._needed = after + body + 2 - at
+                    return at
+                reply = fields[3].decode() if len(fields) == 5 else ""
+                payload = _cut(data, after, after + body)
+                at = after + body + 2
+                receiver.on_message(int(fields[2]), Message(fields[1].decode(), reply, payload))
+            elif kind == 72:  # HMSG <subject> <sid> [reply] <header size> <size>
+                fields = data[at:end].split()
+                head, body = int(fields[-2]), int(fields[-1])
+                if after + body + 2 > size:
+                    self._needed = after + body + 2 - at
+                    return at
+                reply = fields[3].decode() if len(fields) == 6 else ""
+                status, headers = parse_headers(data[after : after + head])
+                payload = _cut(data, after + head, after + body)
+                at = after + body + 2
+                receiver.on_message(int(fields[2]), Message(fields[1].decode(), reply, payload, status, headers))
+            else:
+                line = data[at:end]
+                at = after
+                self._operation(line)
+        return at
+
+    def _operation(self, line: bytes) -> None:
+        word = line[:5].upper()
+        if word.startswith(b"PING"):
+            self.receiver.on_ping()
+        elif word.startswith(b"PONG"):
+            self.receiver.on_pong()
+        elif word.startswith(b"INFO"):
+            self.receiver.on_info(line[5:])
+        elif word.startswith(b"-ERR"):
+            self.receiver.on_error(line[5:].decode(errors="replace").strip().strip("'"))
+        elif not word.startswith(b"+OK"):
+            raise BadMessage(f"the server said {line[:40]!r}; is this a NATS port?")
+
+
+def _cut(data: bytes, start: int, end: int) -> bytes | memoryview:
+    return data[start:end] if end - start < _VIEW_FROM_BYTES else memoryview(data)[start:end]
+
+
+def parse_headers(raw: bytes) -> tuple[int, dict[str, str]]:
+    """The status (0: none) and the headers of a header block."""
+    lines = raw.decode(errors="replace").split("\r\n")
+    first = lines[0].split(" ", 2)
+    status = int(first[1]) if len(first) > 1 and first[1].isdigit() else 0
+    headers = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip()] = value.strip()
+    if len(first) > 2:
+        headers["Description"] = first[2]
+    return status, headers
+
+
+def format_publish(subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> bytes:
+    """PUB or HPUB with its payload, ready to be written."""
+    middle = f"{subject} {reply}" if reply else subject
+    if headers is None:
+        return b"PUB %b %d\r\n%b\r\n" % (middle.encode(), len(payload), payload)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"NATS/1.0\r\n{lines}\r\n".encode()
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (middle.encode(), len(head), len(head) + len(payload), head, payload)

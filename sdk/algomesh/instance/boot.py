@@ -1,0 +1,120 @@
+"""From the fork to the first call: import the algorithm, load it and connect at the same time, take calls.
+
+`main` is what a zygote calls in its child. It returns the instance's exit code: 0 after a drain, else one of
+those in algomesh_broker/boot.py, after the reason has been written as the log's last line.
+"""
+
+import asyncio
+import importlib
+import mmap
+import os
+import signal
+import sys
+import time
+from typing import Any, Final
+
+import structlog
+
+from algomesh import errors
+from algomesh.decorator import Algorithm
+from algomesh.instance import output
+from algomesh.instance.runner import STUCK_CODE, Runner
+from algomesh.instance.watch import Phase, WatchWriter
+from algomesh.loop_thread import new_event_loop
+from algomesh_broker.boot import IMPORT_FAILED_CODE, LOAD_FAILED_CODE, NOT_CONNECTED_CODE, Boot, failure_line
+from algomesh_broker.connection import Connection
+from algomesh_broker.errors import BrokerError
+from algomesh_broker.identity import Identity
+from algomesh_broker.names import Version, VersionId
+from algomesh_broker.platform import unpack
+
+log = structlog.get_logger("algomesh.instance")
+
+_CONNECT_S: Final = 30.0
+_DRAIN_S: Final = 30.0
+
+
+def main(record: bytes, page: mmap.mmap) -> int:
+    """Be one instance until SIGTERM; return the exit code."""
+    boot = unpack(Boot, record)
+    watch = WatchWriter(page)
+    output.redirect()
+    _log_plainly()
+    watch.enter(Phase.IMPORTING)
+    try:
+        algorithm = import_algorithm(boot)
+    except BaseException as error:  # whatever an import raises
+        return _give_up(IMPORT_FAILED_CODE, error, "cannot be imported")
+    watch.enter(Phase.LOADING)
+    loop = new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(_serve(boot, algorithm, watch))
+
+
+def import_algorithm(boot: Boot) -> Algorithm[Any, Any]:
+    """Import the entry from the unpacked archive. Raises whatever the import does, or LoadFailed."""
+    os.chdir(boot.folder)
+    sys.path.insert(0, boot.folder)
+    module_name, _, attribute = boot.entry.partition(":")
+    found = getattr(importlib.import_module(module_name), attribute, None)
+    wanted = VersionId(boot.owner, boot.name, Version.parse(boot.version))
+    if not isinstance(found, Algorithm) or found.version_id != wanted:
+        raise errors.LoadFailed(f"{boot.entry} is {found!r}, not the algorithm {wanted}")
+    return found
+
+
+async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    identity = Identity.of_instance(boot.token, algorithm.version_id, boot.instance)
+    connecting = loop.create_task(
+        Connection.open(boot.nats_url, identity, name=boot.instance, timeout_s=_CONNECT_S), name="connect"
+    )
+    try:
+        if algorithm.is_class:
+            await asyncio.to_thread(algorithm.loaded)
+    except BaseException as error:  # whatever load() raises
+        connecting.cancel()
+        return _give_up(LOAD_FAILED_CODE, error, "load() failed")
+    watch.enter(Phase.CONNECTING)
+    try:
+        connection = await connecting
+    except BrokerError as error:
+        return _give_up(NOT_CONNECTED_CODE, error, "cannot connect to the mesh", show_traceback=False)
+    async with connection:
+        runner = Runner(connection, algorithm, boot, watch, ready_ns=time.monotonic_ns())
+        await runner.open()
+        watch.enter(Phase.READY)
+        await _wait_for_end(stop, runner)
+        watch.enter(Phase.DRAINING)
+        await runner.drain(_DRAIN_S if boot.options.timeout_s is None else min(_DRAIN_S, boot.options.timeout_s))
+    return STUCK_CODE if runner.stuck.is_set() else 0
+
+
+async def _wait_for_end(stop: asyncio.Event, runner: Runner) -> None:
+    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(runner.stuck.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _give_up(code: int, error: BaseException, what: str, *, show_traceback: bool = True) -> int:
+    if show_traceback:
+        output.log_exception(error)
+    text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    print(failure_line("load_failed", f"{what}: {text[:1000]}"))  # noqa: T201  # to the log, where the launcher reads it
+    sys.stdout.flush()
+    return code
+
+
+def _log_plainly() -> None:
+    """Instances write one plain line per event; the launcher's log is the structured one."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )

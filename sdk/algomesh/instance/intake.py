@@ -1,0 +1,315 @@
+"""Which calls an instance takes, and when it says that it is full.
+
+Live calls come by queue group, parked ones by a standing pull. An instance that is full leaves the group
+and comes back when it has eased (capacity.py); what still reaches it, and what has waited 50 ms, it parks.
+Joining again is written before the answer that made room, so a caller's next call always finds it.
+Nothing that arrives is dropped: it is run, parked, or nak'ed back to the stream.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from algomesh.instance.capacity import Capacity
+from algomesh.instance.job import Job
+from algomesh.lane import refused_parking, stream_refusal
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.connection import Connection, Message, Subscription
+from algomesh_broker.errors import BadMessage, PayloadTooLarge
+from algomesh_broker.names import VersionId
+
+log = structlog.get_logger("algomesh.intake")
+
+WAIT_FOR_SLOT_S: Final = 0.05
+_PULL_S: Final = 30.0
+_ACK_WAIT_S: Final = 5.0
+_ACK, _NAK = b"+ACK", b"-NAK"
+_PULL = msgspec.json.encode({"batch": 1, "expires": int(_PULL_S * 1e9)})
+_POLL = msgspec.json.encode({"batch": 1, "no_wait": True})
+
+
+class Intake:
+    """The door of one instance.
+
+    `start(job)` runs a job that has its slot; `refuse(job, code, message)` answers for one that will not run;
+    `refuse_hop(subject)` records a hop without a valid route token.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        version: VersionId,
+        instance: str,
+        capacity: Capacity,
+        start: Callable[[Job], None],
+        refuse: Callable[[Job, str, str], None],
+        refuse_hop: Callable[[str], None],
+    ) -> None:
+        self._connection = connection
+        self._version = version
+        self._instance = instance
+        self._capacity = capacity
+        self._start, self._refuse, self._refuse_hop = start, refuse, refuse_hop
+        self._loop = asyncio.get_running_loop()
+        self._inbox = connection.identity.inbox
+        self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}"
+        self._joined: list[Subscription] = []
+        self._backlog: deque[Job] = deque()
+        self._resuming: deque[asyncio.Future[None]] = deque()
+        self._parking: dict[str, Job] = {}
+        self._parking_ids = 0
+        self._is_pulling = False
+        self._pull_until = 0.0
+        self._reserved = False
+        self._parked_wait = False
+        self._draining = False
+        self._serving = False
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._last_read = self._loop.time()
+
+    async def open(self) -> None:
+        """Take calls from now on. Raises Forbidden, Unreachable."""
+        self._connection.join(f"{self._inbox}.pull", self._on_pulled)
+        self._connection.join(f"{self._inbox}.poll", self._on_polled)
+        self._connection.join(f"{self._inbox}.parked.*", self._on_park_answer)
+        self._connection.on_reconnect.append(self._on_reconnect)
+        self._join()
+        await self._connection.flush()
+        self._pull()
+
+    async def drain(self) -> None:
+        """Take no more: leave the group, wait for what is on its way, park what waits for a slot."""
+        self._draining = True
+        leaving = [subscription.leave() for subscription in self._joined]
+        self._joined = []
+        if leaving:
+            await asyncio.wait(leaving, timeout=2.0)
+        while self._backlog:
+            self.park(self._backlog.popleft())
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no more calls are taken."""
+        return self._draining
+
+    @property
+    def backlog(self) -> int:
+        """Calls that wait here for a slot."""
+        return len(self._backlog)
+
+    # Arrivals
+
+    def _on_call(self, message: Message) -> None:
+        now = self._loop.time()
+        self._last_read = now
+        try:
+            call = codec.decode_call(message.data)
+        except BadMessage as error:
+            log.warning("call_ignored", subject=message.subject, error=str(error))
+            return
+        job = Job(call, message.subject, message.subject.rpartition(".")[2], now)
+        if self._draining:
+            self.park(job)
+        elif self._capacity.free > 0 and not self._reserved:
+            self._begin(job)
+        elif len(self._backlog) < self._capacity.backlog_limit:
+            self._backlog.append(job)
+            if self._sweeping is None:
+                self._sweeping = self._loop.call_later(WAIT_FOR_SLOT_S / 2, self._sweep)
+        else:
+            self.park(job)
+        if self._joined and self._capacity.is_full(len(self._backlog)):
+            self._leave()
+
+    def _on_hop(self, message: Message) -> None:
+        """Nothing issues route tokens yet, so no hop can carry a valid one."""
+        self._refuse_hop(message.subject)
+
+    def _begin(self, job: Job) -> None:
+        job.has_slot = True
+        self._capacity.take()
+        self._start(job)
+
+    def _sweep(self) -> None:
+        """Park what has waited too long for a slot."""
+        self._sweeping = None
+        oldest = self._loop.time() - WAIT_FOR_SLOT_S
+        while self._backlog and self._backlog[0].arrived <= oldest:
+            self.park(self._backlog.popleft())
+        if self._backlog:
+            self._sweeping = self._loop.call_later(WAIT_FOR_SLOT_S / 2, self._sweep)
+
+    # A slot becomes free
+
+    def give_slot(self, job: Job) -> None:
+        """`job` needs its slot no longer; call `serve` when its answer is written."""
+        if not job.has_slot:
+            return
+        job.has_slot = False
+        self._capacity.give()
+        others_first = self._draining or self._parked_wait or self._resuming
+        if not self._joined and not others_first and self._capacity.has_eased(len(self._backlog)):
+            self._join()
+
+    def serve(self) -> None:
+        """Fill free slots: runs that wait to go on, then parked calls, then the backlog."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._capacity.free > 0 and not self._reserved:
+                if self._resuming:
+                    self._capacity.take()
+                    future = self._resuming.popleft()
+                    if future.cancelled():
+                        self._capacity.give()
+                    else:
+                        future.set_result(None)
+                elif self._parked_wait and not self._draining:
+                    self._poll()
+                elif self._backlog:
+                    self._begin(self._backlog.popleft())
+                else:
+                    break
+        finally:
+            self._serving = False
+        if self._draining or self._reserved or self._capacity.free <= 0:
+            return
+        if not self._joined and self._capacity.has_eased(len(self._backlog)):
+            self._join()
+        self._pull()
+
+    async def take_slot(self, job: Job) -> None:
+        """Wait until `job`, which had given its slot back, has one again."""
+        if self._capacity.free > 0 and not self._resuming:
+            self._capacity.take()
+        else:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._resuming.append(future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled():
+                    self._capacity.give()
+                    self.serve()
+                raise
+        job.has_slot = True
+
+    # The group
+
+    def _join(self) -> None:
+        self._joined = [
+            self._connection.join(subjects.calls_of(self._version), self._on_call, subjects.WORKERS),
+            self._connection.join(subjects.hops_of(self._version), self._on_hop, subjects.WORKERS),
+        ]
+
+    def _leave(self) -> None:
+        for subscription in self._joined:
+            subscription.leave()
+        self._joined = []
+
+    def _on_reconnect(self) -> None:
+        self._is_pulling = self._reserved = False
+        self.serve()
+
+    # Parked calls
+
+    def _pull(self) -> None:
+        """Keep a standing pull open: the stream answers it when something is parked."""
+        now = self._loop.time()
+        if self._is_pulling and now < self._pull_until:
+            return
+        self._is_pulling = True
+        self._pull_until = now + _PULL_S + 1
+        self._connection.publish(self._next_pull, _PULL, f"{self._inbox}.pull")
+
+    def _poll(self) -> None:
+        """Ask once, with a slot kept free for the answer: parked calls go before live ones."""
+        self._reserved = True
+        self._connection.publish(self._next_pull, _POLL, f"{self._inbox}.poll")
+
+    def _on_pulled(self, message: Message) -> None:
+        self._is_pulling = False
+        if message.status in (0, 404, 408):
+            self._on_parked(message, has_slot=self._capacity.free > 0 and not self._reserved)
+        else:  # 409: the consumer has gone, or the server shuts down
+            self._loop.call_later(0.5, self.serve)
+
+    def _on_polled(self, message: Message) -> None:
+        self._reserved = False
+        if message.status:
+            self._parked_wait = False
+        self._on_parked(message, has_slot=self._capacity.free > 0)
+
+    def _on_parked(self, message: Message, *, has_slot: bool) -> None:
+        now = self._loop.time()
+        held_up, self._last_read = now - self._last_read > _ACK_WAIT_S / 2 and self._capacity.taken > 0, now
+        if message.status == 0:
+            if self._draining or not has_slot:
+                self._parked_wait = True
+                self._connection.publish(message.reply, _NAK)
+            elif not held_up:  # else it may have lain here for longer than the stream waits, and be another's by now
+                self._take_parked(message, now)
+        self.serve()
+
+    def _take_parked(self, message: Message, now: float) -> None:
+        self._connection.publish(message.reply, _ACK)
+        tokens = message.reply.split(".")
+        try:
+            call = codec.decode_call(message.data)
+            waited_s = max(0.0, time.time() - int(tokens[-2]) / 1e9)
+            self._parked_wait = int(tokens[-1]) > 0
+        except (BadMessage, ValueError, IndexError) as error:
+            log.warning("parked_call_ignored", subject=message.subject, error=str(error))
+            return
+        subject = message.subject.removeprefix("park.")
+        if subject.startswith("hop."):
+            self._refuse_hop(subject)
+            return
+        call = replace(call, time_left_ms=max(0, call.time_left_ms - int(waited_s * 1000)))
+        job = Job(call, subject, subject.rpartition(".")[2], now, is_parked=True)
+        job.cold_ms = waited_s * 1000
+        self._begin(job)
+
+    def park(self, job: Job) -> None:
+        """Leave a call with the stream, tell its caller, and say that somebody waits."""
+        left_ms = int((job.deadline - self._loop.time()) * 1000)
+        if left_ms <= 0:
+            return  # its caller has given up
+        self._parking_ids += 1
+        ticket = f"{self._inbox}.parked.{self._parking_ids}"
+        self._parking[ticket] = job
+        call = replace(job.call, time_left_ms=left_ms)
+        headers = {"Nats-TTL": f"{max(1, math.ceil(left_ms / 1000))}s"}
+        try:
+            self._connection.publish(subjects.park(job.subject), codec.encode(call), ticket, headers)
+        except PayloadTooLarge as error:
+            del self._parking[ticket]
+            self._refuse(job, "payload_too_large", str(error))
+            return
+        version = self._version
+        parked = messages.Parked(run=call.run, attempt=call.attempt, instance=self._instance)
+        self._connection.publish(
+            subjects.reply(version.caller, job.caller, call.session, call.call), codec.encode(parked)
+        )
+        demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
+        self._connection.publish(subjects.demand(version, job.caller), codec.encode(demand))
+
+    def _on_park_answer(self, message: Message) -> None:
+        job = self._parking.pop(message.subject, None)
+        if job is None:
+            return
+        if message.status:
+            self._refuse(job, "unreachable", "nothing parks calls here; is a launcher running?")
+            return
+        refusal = stream_refusal(message.data)
+        if refusal is not None:
+            error = refused_parking(*refusal, stage="")
+            self._refuse(job, error.code, error.message)

@@ -1,0 +1,87 @@
+"""What user code prints goes to the instance's log, a line at a time, marked with its run.
+
+A line is `<seconds since the epoch> <run or -> <text>`. Writing never raises into user code: a full disk or a
+closed descriptor loses lines, not runs.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+
+from algomesh.context import entered
+
+_LONGEST = 64 * 1024
+_MOST_PARTIAL = 256
+
+
+class LogStream(io.TextIOBase):
+    """Stands in for sys.stdout and sys.stderr inside an instance."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._partial: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Log whole lines, keep the rest until it is whole."""
+        context = entered()
+        run = context.run if context is not None else "-"
+        with self._lock:
+            *lines, rest = (self._partial.pop(run, "") + text).split("\n")
+            if len(rest) > _LONGEST:
+                lines.append(rest)
+                rest = ""
+            if rest and len(self._partial) < _MOST_PARTIAL:
+                self._partial[run] = rest
+            self._log(run, lines)
+        return len(text)
+
+    def flush(self) -> None:
+        """Log what there is, also of a line that is not whole."""
+        with self._lock:
+            partial, self._partial = self._partial, {}
+            for run, rest in partial.items():
+                self._log(run, [rest])
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def fileno(self) -> int:
+        """The log itself; what is written there directly carries no run."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """It never is."""
+        return False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a constant here
+        """Always UTF-8."""
+        return "utf-8"
+
+    def _log(self, run: str, lines: Iterable[str]) -> None:
+        at = f"{time.time():.3f} {run} "
+        data = "".join(f"{at}{line}\n" for line in lines).encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+
+def redirect() -> None:
+    """Send print, warnings and tracebacks of this process to its log (file descriptor 2)."""
+    fd = os.dup(2)
+    sys.stdout = LogStream(fd)
+    sys.stderr = LogStream(fd)
+
+
+def log_exception(error: BaseException) -> None:
+    """Write a traceback to the log, under the current run."""
+    with contextlib.suppress(Exception):
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()

@@ -1,0 +1,374 @@
+"""The sender's side of a call: live first, parked when nobody answers, sent again when an instance dies.
+
+One `Lane` belongs to one connection and one caller. It subscribes its answers once, keeps a table of
+pending calls, and has one timer for all their deadlines. Everything it promises to a caller is in
+`Lane.call`; what it decides about one call is in pending.py.
+"""
+
+import asyncio
+import math
+import secrets
+import time
+from typing import Final
+
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from algomesh import errors
+from algomesh.content import Content
+from algomesh.pending import IN_ORDER, PARKED, RUNNING, SENT, Pending
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.connection import Connection, Message, Subscription
+from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
+from algomesh_broker.names import VersionId
+from algomesh_broker.protocol import NO_RESPONDERS
+
+log = structlog.get_logger("algomesh.lane")
+
+_SUBJECT_FULL: Final = 10077
+_HOST_SILENT_S: Final = 3.0
+_DOUBT_S: Final = 5.0
+_MARGIN_BYTES: Final = 4096
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What to call, with what, on whose behalf; `deadline` is the loop's time."""
+
+    version: VersionId
+    content: Content
+    deadline: float
+    attempts: int
+    run: str
+    root: str
+    parent: str
+    root_caller: str
+    depth: int = 0
+    budget: int = 10_000
+    traceparent: str = ""
+
+
+class Lane:
+    """Calls from one caller over one connection."""
+
+    def __init__(self, connection: Connection, session: str) -> None:
+        self._connection = connection
+        self._caller = connection.identity.caller
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[str, Pending] = {}
+        self._next_id = 0
+        self._fleet: dict[VersionId, Subscription] = {}
+        self._host_beats: dict[str, float] = {}
+        self._silent_since = 0.0
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def open(cls, connection: Connection) -> "Lane":
+        """Subscribe this caller's answers. Raises Forbidden, Unreachable."""
+        lane = cls(connection, secrets.token_hex(5))
+        replies = subjects.replies_to(lane._caller, lane._session)
+        connection.join(replies, lane._on_reply)
+        await connection.subscribe(subjects.HOST_BEATS, lane._on_host_beat)
+        connection.on_forbidden.append(lane._on_forbidden)
+        connection.on_reconnect.append(lane._on_reconnect)
+        return lane
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls wait for their answers."""
+        return len(self._pending)
+
+    async def call(self, order: Order) -> tuple[messages.Result, Pending]:
+        """Run one call to its end.
+
+        Raises the MeshError that the call ended in; a call always ends by `order.deadline`. When the
+        waiting task is cancelled, the run is cancelled too.
+        """
+        pending, call_id = self._register(order)
+        try:
+            self._send(pending)
+            return await pending.future, pending
+        except asyncio.CancelledError:
+            self._cancel(pending)
+            self._tell(pending, "cancelled", "cancelled")
+            raise
+        except PayloadTooLarge as error:
+            raise errors.PayloadTooLarge(f"{error}; {_LARGE}", stage=str(order.version)) from error
+        except BrokerError as error:
+            raise errors.Unreachable(str(error), stage=str(order.version)) from error
+        finally:
+            del self._pending[call_id]
+
+    def close(self) -> None:
+        """Fail what is still pending."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for pending in self._pending.values():
+            pending.fail(errors.Unreachable("the client was closed", stage=str(pending.version)))
+
+    # Sending
+
+    def _register(self, order: Order) -> tuple[Pending, str]:
+        version = order.version
+        if version not in self._fleet:
+            self._fleet[version] = self._connection.join(subjects.fleet(version), self._on_fleet)
+        self._next_id += 1
+        call_id = format(self._next_id, "x")
+        call = messages.Call(
+            run=order.run,
+            root=order.root,
+            parent=order.parent,
+            root_caller=order.root_caller,
+            session=self._session,
+            call=call_id,
+            time_left_ms=0,
+            depth=order.depth,
+            budget=order.budget,
+            content_type=order.content.content_type,
+            detail=order.content.detail,
+            payload=memoryview(order.content.payload),
+            traceparent=order.traceparent,
+        )
+        if order.content.size_bytes > self._connection.max_payload - _MARGIN_BYTES:
+            limit = self._connection.max_payload - _MARGIN_BYTES
+            raise errors.PayloadTooLarge(
+                f"{PayloadTooLarge(order.content.size_bytes, limit)}; {_LARGE}", stage=str(version)
+            )
+        subject = subjects.call(version, self._caller)
+        pending = Pending(version, call, subject, order.deadline, order.attempts, self._loop.create_future())
+        self._pending[call_id] = pending
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(_sweep_every_s(1), self._sweep)
+        return pending, call_id
+
+    def _send(self, pending: Pending) -> None:
+        """Publish on the live lane; while the server is away, the reconnect will send it."""
+        pending.state, pending.instance = SENT, ""
+        if self._connection.is_connected:
+            reply = subjects.no_responders(self._caller, self._session, pending.call.call)
+            self._connection.publish(pending.subject, self._envelope(pending), reply)
+
+    def _park(self, pending: Pending) -> None:
+        """Nobody is there: leave it with the stream, and say that somebody waits."""
+        if pending.parked_at == 0.0:
+            pending.parked_at = self._loop.time()
+        pending.state = PARKED
+        reply = subjects.no_responders(self._caller, self._session, pending.call.call)
+        left_s = max(1, math.ceil(pending.deadline - self._loop.time()))
+        envelope = self._envelope(pending)
+        self._connection.publish(subjects.park(pending.subject), envelope, reply, {"Nats-TTL": f"{left_s}s"})
+        call = pending.call
+        demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
+        self._connection.publish(subjects.demand(pending.version, self._caller), codec.encode(demand))
+
+    def _envelope(self, pending: Pending) -> bytes:
+        left_ms = max(1, int((pending.deadline - self._loop.time()) * 1000))
+        call = pending.call
+        pending.call = replace(call, time_left_ms=left_ms)
+        return codec.encode(pending.call)
+
+    def _again(self, pending: Pending) -> None:
+        pending.call = replace(pending.call, attempt=pending.call.attempt + 1)
+        self._send(pending)
+
+    def _cancel(self, pending: Pending) -> None:
+        if pending.instance and self._connection.is_connected:
+            cancel = messages.Cancel(run=pending.call.run, attempt=pending.call.attempt)
+            self._connection.publish(subjects.control(pending.instance, self._caller), codec.encode(cancel))
+
+    def _tell(self, pending: Pending, state: messages.RunState, error: str) -> None:
+        """The record of a run that ended without an instance's word."""
+        if not self._connection.is_connected:
+            return
+        call, version = pending.call, pending.version
+        event = messages.RunEvent(
+            run=call.run,
+            attempt=call.attempt,
+            root=call.root,
+            parent=call.parent,
+            algorithm=version.algorithm,
+            version=str(version.version),
+            caller=self._caller,
+            root_caller=call.root_caller,
+            instance=pending.instance,
+            state=state,
+            ended_at=time.time(),
+            error=error,
+        )
+        self._connection.publish(subjects.caller_events(self._caller), codec.encode(messages.Events(runs=[event])))
+
+    # Hearing
+
+    def _on_reply(self, message: Message) -> None:
+        pending = self._pending.get(message.subject.rpartition(".")[2])
+        if pending is None:
+            return
+        if message.subject.startswith("reply.none."):
+            self._on_server_word(pending, message)
+            return
+        if not message.subject.startswith(pending.answer_prefix):
+            log.warning("foreign_answer_ignored", subject=message.subject, algorithm=str(pending.version))
+            return
+        try:
+            reply = codec.decode_reply(message.data)
+        except BadMessage as error:
+            pending.fail(errors.MeshError(f"the instance answered in a way nobody can read: {error}"))
+            return
+        if reply.run != pending.call.run:
+            return
+        match reply:
+            case messages.Result():
+                if pending.parked_at:
+                    pending.taken(reply.instance, reply.ready_ms, self._loop.time())
+                if not pending.future.done():
+                    pending.future.set_result(reply)
+            case messages.Failure():
+                stage = reply.stage or str(pending.version)
+                pending.fail(errors.of_code(reply.code, reply.message, stage=stage, error_type=reply.error_type))
+            case messages.Running():
+                pending.taken(reply.instance, reply.ready_ms, self._loop.time())
+                if pending.on_progress is not None:
+                    pending.on_progress(reply)
+            case messages.Parked():
+                if pending.state == SENT:
+                    pending.state = PARKED
+                    pending.parked_at = pending.parked_at or self._loop.time()
+
+    def _on_server_word(self, pending: Pending, message: Message) -> None:
+        """No responders for a live call, or the stream's answer to a parked one."""
+        if message.status == NO_RESPONDERS:
+            if pending.state == SENT:
+                self._park(pending)
+            elif pending.state == PARKED:
+                hint = "nothing starts instances here: is `algomesh up` (or a launcher) running?"
+                pending.fail(errors.Unreachable(hint, stage=str(pending.version)))
+            return
+        refusal = stream_refusal(message.data)
+        if refusal is not None:
+            pending.fail(refused_parking(*refusal, stage=str(pending.version)))
+            self._tell(pending, "refused", "overloaded")
+
+    def _on_forbidden(self, operation: str, subject: str) -> None:
+        if operation != "publish":
+            return
+        live = subject.removeprefix("park.")
+        for pending in self._pending.values():
+            if pending.subject == live:
+                what = f"{self._caller} may not call it"
+                hint = "ask for a key with the scope" if self._caller.startswith("k~") else "declare it in"
+                form = f"call:{pending.version.algorithm}" if self._caller.startswith("k~") else "@algorithm(calls=[…])"
+                pending.fail(errors.PermissionDenied(f"{what}; {hint} {form}", stage=str(pending.version)))
+
+    def _on_fleet(self, message: Message) -> None:
+        try:
+            word = codec.decode_fleet(message.data)
+            tokens = message.subject.split(".")
+            version = VersionId.of_tokens(*tokens[1:4])
+        except (BrokerError, TypeError) as error:
+            log.warning("fleet_message_ignored", subject=message.subject, error=str(error))
+            return
+        if isinstance(word, messages.Death) and word.reason not in IN_ORDER:
+            self._mourn(version, word)
+        elif isinstance(word, messages.Unable):
+            for pending in list(self._pending.values()):
+                if pending.version == version and pending.state == PARKED:
+                    pending.fail(errors.of_code(word.code, word.message, stage=str(version)))
+                    self._tell(pending, "refused", word.code)
+
+    def _mourn(self, version: VersionId, death: messages.Death) -> None:
+        for pending in list(self._pending.values()):
+            if pending.version == version and pending.may_have_died_with(death.instance):
+                self._lose(pending, death.reason, death.detail)
+
+    def _lose(self, pending: Pending, reason: str, detail: str) -> None:
+        if pending.future.done():
+            return
+        error = pending.lost(reason, detail)
+        self._tell(pending, "lost", reason if error is None else error.code)
+        if error is None:
+            self._again(pending)
+        else:
+            pending.fail(error)
+
+    def _on_host_beat(self, message: Message) -> None:
+        try:
+            beat = codec.decode_host_beat(message.data)
+        except BadMessage:
+            return
+        if beat.alive:
+            self._host_beats[beat.launcher] = self._loop.time()
+        else:
+            self._host_beats.pop(beat.launcher, None)
+            self._lose_host(beat.launcher)
+
+    def _lose_host(self, launcher: str) -> None:
+        """Every instance of this launcher is gone; who has heard nothing may have been there too."""
+        for pending in list(self._pending.values()):
+            if pending.state == SENT or (pending.state == RUNNING and pending.instance.startswith(f"{launcher}-")):
+                self._lose(pending, "host_lost", "its launcher has gone")
+
+    def _on_reconnect(self) -> None:
+        """The server may have lost what was in flight and what was parked: send both again."""
+        now = self._loop.time()
+        self._host_beats = dict.fromkeys(self._host_beats, now)
+        for pending in list(self._pending.values()):
+            if pending.state == RUNNING:
+                pending.doubted_at = now
+            elif not pending.future.done():
+                self._again(pending)
+
+    def _sweep(self) -> None:
+        """One timer for every deadline and every silence."""
+        now = self._loop.time()
+        self._sweeping = None
+        for launcher, beat_at in list(self._host_beats.items()):
+            if now - beat_at > _HOST_SILENT_S and self._connection.is_connected:
+                del self._host_beats[launcher]
+                self._lose_host(launcher)
+        for pending in list(self._pending.values()):
+            if now >= pending.deadline:
+                self._expire(pending)
+            elif pending.doubted_at and now - pending.doubted_at > _DOUBT_S:
+                pending.doubted_at = 0.0
+                self._again(pending)
+        if self._pending:
+            self._sweeping = self._loop.call_later(_sweep_every_s(len(self._pending)), self._sweep)
+
+    def _expire(self, pending: Pending) -> None:
+        if pending.future.done():
+            return
+        self._cancel(pending)
+        self._tell(pending, "expired", "deadline_exceeded")
+        pending.fail(
+            errors.DeadlineExceeded(
+                _EXPIRED[pending.state].format(instance=pending.instance), stage=str(pending.version)
+            )
+        )
+
+
+def stream_refusal(data: bytes | memoryview) -> tuple[int, str] | None:
+    """The err_code and the description of a PubAck that is a refusal, else None."""
+    ack = codec.decode_puback(data)
+    return None if ack.error is None else (ack.error.err_code, ack.error.description)
+
+
+def refused_parking(err_code: int, description: str, stage: str) -> errors.MeshError:
+    """What a refused PubAck means to the caller."""
+    if err_code == _SUBJECT_FULL:
+        return errors.Overloaded(
+            "1,000 of your calls wait for it already; send fewer at once, or try again later", stage=stage
+        )
+    return errors.Overloaded(f"the mesh cannot park the call: {description}; try again later", stage=stage)
+
+
+def _sweep_every_s(pending: int) -> float:
+    return 0.02 if pending < 1000 else 0.25
+
+
+_LARGE = "send it in parts, or put it where the algorithm can fetch it and send the address"
+_EXPIRED = {
+    SENT: "no answer came in time; its instance is busy or hangs. Give more time (timeout=…), or see `algomesh ps`",
+    PARKED: "no instance was free or started in time. Give more time (timeout=…), or see `algomesh ps`",
+    RUNNING: "it still ran (instance {instance}) when your time was over. Give more time (timeout=…)",
+}
