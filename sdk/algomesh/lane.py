@@ -27,6 +27,9 @@ from algomesh_broker.protocol import NO_RESPONDERS
 log = structlog.get_logger("algomesh.lane")
 
 _SUBJECT_FULL: Final = 10077
+UNAVAILABLE: Final = 10008
+_HOMELESS_S: Final = 5.0
+_HOMELESS_RETRY_S: Final = 0.1
 _HOST_SILENT_S: Final = 3.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
@@ -78,6 +81,11 @@ class Lane:
     def in_flight(self) -> int:
         """How many calls wait for their answers."""
         return len(self._pending)
+
+    @property
+    def running(self) -> int:
+        """How many of them an instance has said to run."""
+        return sum(pending.state == RUNNING for pending in self._pending.values())
 
     async def call(self, order: Order) -> tuple[messages.Result, Pending]:
         """Run one call to its end.
@@ -162,6 +170,20 @@ class Lane:
         demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
         self._connection.publish(subjects.demand(pending.version, self._caller), codec.encode(demand))
 
+    def _park_later(self, pending: Pending) -> None:
+        """There is no stream: a server that has just started has none until the launcher has seen to it."""
+        now = self._loop.time()
+        pending.homeless_since = pending.homeless_since or now
+        if now - pending.homeless_since > _HOMELESS_S:
+            hint = "nothing starts instances here: is `algomesh up` (or a launcher) running?"
+            pending.fail(errors.Unreachable(hint, stage=str(pending.version)))
+        else:
+            self._loop.call_later(_HOMELESS_RETRY_S, self._park_again, pending)
+
+    def _park_again(self, pending: Pending) -> None:
+        if pending.state == PARKED and not pending.future.done() and self._connection.is_connected:
+            self._park(pending)
+
     def _envelope(self, pending: Pending) -> bytes:
         left_ms = max(1, int((pending.deadline - self._loop.time()) * 1000))
         call = pending.call
@@ -241,11 +263,14 @@ class Lane:
             if pending.state == SENT:
                 self._park(pending)
             elif pending.state == PARKED:
-                hint = "nothing starts instances here: is `algomesh up` (or a launcher) running?"
-                pending.fail(errors.Unreachable(hint, stage=str(pending.version)))
+                self._park_later(pending)
             return
         refusal = stream_refusal(message.data)
-        if refusal is not None:
+        if refusal is None:
+            pending.homeless_since = 0.0
+        elif refusal[0] == UNAVAILABLE:
+            self._park_later(pending)
+        else:
             pending.fail(refused_parking(*refusal, stage=str(pending.version)))
             self._tell(pending, "refused", "overloaded")
 

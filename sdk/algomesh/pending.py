@@ -35,6 +35,7 @@ class Pending:
         "deadline",
         "doubted_at",
         "future",
+        "homeless_since",
         "instance",
         "losses",
         "on_progress",
@@ -64,6 +65,7 @@ class Pending:
         self.instance = ""
         self.losses = 0
         self.parked_at = 0.0
+        self.homeless_since = 0.0
         self.cold_s = 0.0
         self.doubted_at = 0.0
         self.on_progress: Any = None

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.job import Job
-from algomesh.lane import refused_parking, stream_refusal
+from algomesh.lane import UNAVAILABLE, refused_parking, stream_refusal
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, PayloadTooLarge
@@ -28,6 +28,7 @@ from algomesh_broker.names import VersionId
 log = structlog.get_logger("algomesh.intake")
 
 WAIT_FOR_SLOT_S: Final = 0.05
+_HOMELESS_RETRY_S: Final = 0.1
 _PULL_S: Final = 30.0
 _ACK_WAIT_S: Final = 5.0
 _ACK, _NAK = b"+ACK", b"-NAK"
@@ -306,10 +307,11 @@ class Intake:
         job = self._parking.pop(message.subject, None)
         if job is None:
             return
-        if message.status:
-            self._refuse(job, "unreachable", "nothing parks calls here; is a launcher running?")
+        refusal = (UNAVAILABLE, "") if message.status else stream_refusal(message.data)
+        if refusal is None:
             return
-        refusal = stream_refusal(message.data)
-        if refusal is not None:
+        if refusal[0] == UNAVAILABLE:  # the server has just started, and the launcher not yet seen to its streams
+            self._loop.call_later(_HOMELESS_RETRY_S, self.park, job)
+        else:
             error = refused_parking(*refusal, stage="")
             self._refuse(job, error.code, error.message)

@@ -1,0 +1,1 @@
+"""Tests: unit (no I/O), integration (real servers and processes), wire (golden files)."""

@@ -1,0 +1,130 @@
+"""Values as they travel."""
+
+import dataclasses
+import threading
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from algomesh import content
+from algomesh.errors import BadInput, BadOutput
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Box(msgspec.Struct):
+    inner: Point
+
+
+def round_trip(value: Any) -> Any:
+    return content.decode(*content.encode(value))
+
+
+@pytest.mark.parametrize(
+    "value", ["", "naïve ☃\n", b"", bytes(range(256)), None, True, 42, 1.5, [1, [2]], {"é": "日本"}]
+)
+def test_plain_values_come_back_as_they_were(value: Any) -> None:
+    back = round_trip(value)
+
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_content_types_follow_the_value() -> None:
+    kinds = [content.encode(value).content_type for value in ("t", b"b", bytearray(b"b"), {"j": 1}, np.zeros(2))]
+
+    assert kinds == ["text", "binary", "binary", "json", "tensor"]
+
+
+def test_dataclasses_and_structs_are_json() -> None:
+    assert round_trip(Box(Point(1, 2))) == {"inner": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.array(7, dtype=np.int64),
+        np.zeros((0, 4), dtype=np.uint8),
+        np.array([True, False]),
+        np.arange(8, dtype=">i4"),
+        np.arange(12).reshape(3, 4)[:, ::2],
+        np.array([b"ab", b"c"]),
+    ],
+    ids=["float32", "scalar", "empty", "bool", "big-endian", "strided", "bytes"],
+)
+def test_arrays_keep_shape_and_values(array: np.ndarray[Any, Any]) -> None:
+    back = round_trip(array)
+
+    assert back.shape == array.shape
+    assert np.array_equal(back, array)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_keep_their_dtype(dtype: torch.dtype) -> None:
+    tensor = torch.ones((2, 3)).to(dtype)
+
+    back = round_trip(tensor)
+
+    assert isinstance(back, torch.Tensor)
+    assert back.dtype == dtype
+    assert torch.equal(back, tensor)
+
+
+def test_an_array_is_read_without_a_copy() -> None:
+    payload = content.encode(np.arange(1000, dtype=np.float64)).payload
+
+    back = content.decode("tensor", "numpy/float64/1000", payload)
+
+    assert np.shares_memory(back, np.frombuffer(payload, dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (threading.Lock(), "return text"),
+        ({"a": [1.0, float("nan")]}, r"\$\.a\[1\] is nan"),
+        (Point(float("inf"), 1), r"\$\.x is inf"),
+        ([None, float("-inf")], r"\$\[1\] is -inf"),
+        ("\ud800", "surrogate"),
+        (["\ud800"], "surrogate"),
+        (np.array([object()]), "dtype object"),
+        ({1j}, "complex"),
+    ],
+)
+def test_what_cannot_travel_is_refused_with_its_place(value: Any, said: str) -> None:
+    with pytest.raises(BadOutput, match=said):
+        content.encode(value)
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+
+    with pytest.raises(BadOutput, match="nested too deeply"):
+        content.encode(loop)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "detail", "payload"),
+    [
+        ("json", "", b"{"),
+        ("json", "", b"[" * 100_000),
+        ("text", "", b"\xff"),
+        ("tensor", "numpy/float32/3", b"12"),
+        ("tensor", "numpy/object/1", b"12345678"),
+        ("tensor", "nonsense", b""),
+        ("tensor", "numpy/float32/-1", b"1234"),
+        ("picture", "", b""),
+    ],
+)
+def test_damaged_content_is_refused(content_type: str, detail: str, payload: bytes) -> None:
+    with pytest.raises(BadInput):
+        content.decode(content_type, detail, payload)
