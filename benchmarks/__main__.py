@@ -1,0 +1,22 @@
+"""`make bench`: all figures, or some: `python -m benchmarks chain cold_start versions`."""
+
+import json
+import sys
+
+from benchmarks import chain, cold_start, figures, versions
+
+BENCHMARKS = {
+    "chain": chain.run,
+    "chain_inline": lambda: chain.run("inline"),
+    "chain_thread": lambda: chain.run("thread"),
+    "cold_start": cold_start.run,
+    "versions": versions.run,
+}
+
+if __name__ == "__main__":
+    print(figures.machine())
+    chosen = sys.argv[1:] or list(BENCHMARKS)
+    unknown = [name for name in chosen if name not in BENCHMARKS]
+    if unknown:
+        sys.exit(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    print(json.dumps({name: BENCHMARKS[name]() for name in chosen}))
