@@ -1,4 +1,4 @@
-"""A cold start, from the call to the first answer, against what it cannot be without, and against a fresh interpreter."""
+"""A cold start, from the call to its answer, against what it cannot be without, and against a fresh interpreter."""
 
 import asyncio
 import shutil

@@ -7,6 +7,7 @@ import itertools
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from textwrap import dedent
@@ -41,6 +42,13 @@ def pack_archive(files: dict[str, str]) -> bytes:
             member.size = len(text.encode())
             tar.addfile(member, io.BytesIO(text.encode()))
     return buffer.getvalue()
+
+
+async def until_so(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+    """Wait until an async condition holds. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.01)
 
 
 class Shelf:
@@ -136,7 +144,8 @@ class Caller:
 
     async def __call__(self, version: VersionId, payload: object = None, timeout_s: float = 20.0) -> messages.Reply:
         async with asyncio.timeout(timeout_s):
-            return await self.start(version, payload)
+            reply: messages.Reply = await self.start(version, payload)
+        return reply
 
     def of(self, kind: type[T]) -> list[T]:
         """What the fleet has said of this kind."""
@@ -202,9 +211,9 @@ class Mesh:
         self.stop.clear()
         known = len(self.caller.beats)
         driver = ProcessDriver(watch_interval_s=0.05)
-        self.launcher = asyncio.create_task(service.run(self.settings, driver=driver, stop=self.stop))
+        self.launcher = asyncio.create_task(service.serve(self.settings, self.stop, driver=driver))
         await until(lambda: len(self.caller.beats) > known or self._failed(), 10)
-        await until(self._answers, 10)
+        await until_so(self._answers)
         await driver.warm(frozenset())
 
     async def end(self) -> None:

@@ -21,6 +21,9 @@ from algomesh_broker.messages import Answer, Ask
 from algomesh_broker.names import VersionId
 from algomesh_broker.server import NatsConfig, NatsServer
 from algomesh_broker.streams import JetStreamAdmin
+from algomesh_broker.usertoken import Issuer
+from algomesh_services.registry.callout import Callout, Grants
+from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.service import serve
 from algomesh_services.registry.settings import Settings
 
@@ -122,6 +125,32 @@ async def running_mesh(folder: Path, postgres: str, *, with_registry: bool = Tru
             # Entered first, so that it is closed after every connection it let in.
             await stack.enter_async_context(mesh.registry())
         yield mesh
+
+
+@asynccontextmanager
+async def let_in_every_instance(mesh: Mesh) -> AsyncIterator[None]:
+    """Answer the callout as a registry would that had published every version, without PostgreSQL."""
+
+    class Everything(Grants):
+        def calls_of(self, version: str) -> tuple[str, ...]:
+            return ()
+
+    async def nothing(_: str) -> None:
+        return None
+
+    callout = Callout(
+        await mesh.program("registry"),
+        Issuer(credentials.read_seed(mesh.secrets, credentials.ISSUER)),
+        credentials.read_launchers(mesh.secrets),
+        KeyRing(credentials.read_pepper(mesh.secrets)),
+        Everything(),
+        find_key=nothing,
+        find_version=nothing,
+        session_s=3600.0,
+    )
+    await callout.serve()
+    yield
+    await callout.close()
 
 
 async def ask(

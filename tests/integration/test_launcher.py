@@ -17,7 +17,7 @@ from algomesh_broker.names import VersionId
 from algomesh_broker.server import NatsServer
 from algomesh_services.launcher.budget import Capacity
 from tests.conditions import is_alive, until
-from tests.integration.launcher_mesh import GIB, Mesh
+from tests.integration.launcher_mesh import GIB, Mesh, until_so
 
 pytestmark = pytest.mark.integration
 
@@ -50,7 +50,7 @@ async def gone(mesh: Mesh) -> None:
     async def nobody() -> bool:
         return not await mesh.ps()
 
-    await until(nobody, 10)
+    await until_so(nobody)
 
 
 async def test_the_first_call_starts_an_instance_and_the_second_finds_it(mesh: Mesh) -> None:
@@ -262,7 +262,7 @@ async def test_idle_instances_make_room_and_running_ones_do_not(nats_server: Nat
         assert value(await mesh.caller(second, 0)) == 0  # the idle first one went
         assert [row.algorithm for row in await mesh.ps()] == ["demo/second"]
         running = mesh.caller.start(second, 2)
-        await until(lambda: _load(mesh), 5)
+        await until_so(lambda: _load(mesh))
         code_, message = error(await mesh.caller(first, 0))
 
         assert code_ == "no_capacity"
@@ -287,13 +287,13 @@ async def test_minimum_instances_start_at_publish_and_stay(mesh: Mesh) -> None:
     async def is_ready() -> bool:
         return [row.state for row in await mesh.ps()] == ["ready"]
 
-    await until(is_ready, 10)
+    await until_so(is_ready)
     (row,) = await mesh.ps()
     assert row.reason == "kept warm: min_instances 1"
 
     os.kill(row.pid, signal.SIGKILL)
     await until(lambda: mesh.caller.of(messages.Death), 5)
-    await until(is_ready, 10)
+    await until_so(is_ready)
 
 
 async def test_what_instances_print_can_be_read(mesh: Mesh) -> None:
@@ -338,7 +338,7 @@ async def test_stopping_drains_and_says_goodbye_last(mesh: Mesh) -> None:
     """
     slow = await mesh.shelf.publish("demo/slow/1.0.0", code)
     running = mesh.caller.start(slow, 1)
-    await until(lambda: _load(mesh), 10)
+    await until_so(lambda: _load(mesh))
     (row,) = await mesh.ps()
 
     await mesh.end()

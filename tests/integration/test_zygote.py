@@ -228,8 +228,9 @@ def test_siblings_draw_different_random_numbers(tmp_path: Path) -> None:
 
 
 def test_credentials_of_one_instance_are_not_in_the_memory_of_the_next(zygote: Zygote) -> None:
-    settings = control.Settings(environment={"TOKEN": "environment-" + "s3cret" * 3})
-    first = zygote.fork("# record-" + "s3cret" * 3 + "\n" + FOREVER, settings)
+    padding = "x" * 60_000  # so that the second, shorter order does not overwrite the first in the zygote's buffer
+    settings = control.Settings(environment={"PADDING": padding, "TOKEN": "environment-" + "s3cret" * 3})
+    first = zygote.fork(f"{FOREVER}# {padding[:50_000]} record-" + "s3cret" * 3, settings)
     second = zygote.fork(
         "import re\n"
         "found = set()\n"
@@ -240,12 +241,12 @@ def test_credentials_of_one_instance_are_not_in_the_memory_of_the_next(zygote: Z
         "        start, end = (int(x, 16) for x in span.split('-'))\n"
         "        try: memory.seek(start); data = memory.read(end - start)\n"
         "        except (OSError, ValueError, OverflowError): continue\n"
-        "        found |= set(re.findall(rb'(?:record|environment)-(?:s3cr' b'et){3}', data))\n"
-        "print(found)"
+        "        found |= set(re.findall(rb'(?:record|environment|mine)-(?:s3cr' b'et){3}', data))\n"
+        "print(found)\n# mine-s3cr" + "ets3crets3cret"
     )
 
     assert zygote.exit_of(second) == 0
-    assert second.log.read_text() == "set()\n"
+    assert second.log.read_text() == "{b'mine-s3crets3crets3cret'}\n"
     first.kill()
     assert zygote.exit_of(first) == -9
 

@@ -18,11 +18,11 @@ import structlog
 from algomesh import clients, content, errors
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
+from algomesh.instance.answers import Answers, Outcome
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import Job
 from algomesh.instance.output import log_exception
-from algomesh.instance.record import Record
 from algomesh.instance.threads import Threads
 from algomesh.instance.watch import WatchWriter
 from algomesh.nats_transport import NatsTransport
@@ -31,14 +31,13 @@ from algomesh.transport import Origin
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection, Message
-from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
+from algomesh_broker.errors import BadMessage
 from algomesh_broker.names import Reference
 from algomesh_broker.protocol import NO_RESPONDERS
 
 log = structlog.get_logger("algomesh.runner")
 
 Dispatch = Literal["inline", "thread", "await"]
-Outcome = content.Content | errors.MeshError
 
 SAY_RUNNING_S: Final = 0.1
 SAY_AGAIN_S: Final = 1.0
@@ -58,7 +57,6 @@ class Runner:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.stuck = asyncio.Event()
-        self.ready_ns = ready_ns
         self._connection = connection
         self._algorithm = algorithm
         self._version = algorithm.version_id
@@ -67,10 +65,16 @@ class Runner:
         self._function: Callable[[Any], Any] = algorithm.loaded()
         self._read = algorithm.signature.read
         self._capacity = Capacity(boot.options.concurrency)
-        self._record = Record(connection, self._version)
+        self._answers = Answers(connection, self._version, boot, ready_ns)
         self._threads = Threads(self.loop, "run")
         self._intake = Intake(
-            connection, self._version, boot.instance, self._capacity, self._start, self._refuse, self._refuse_hop
+            connection,
+            self._version,
+            boot.instance,
+            self._capacity,
+            self._start,
+            self._answers.refuse,
+            self._answers.refuse_hop,
         )
         self._jobs: dict[str, Job] = {}
         self._ended = asyncio.Event()
@@ -94,7 +98,7 @@ class Runner:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._ended.wait()
-        self._record.flush()
+        self._answers.flush()
 
     @property
     def active(self) -> int:
@@ -118,8 +122,7 @@ class Runner:
         job.limit = job.deadline if timeout_s is None else min(job.deadline, now + timeout_s)
         job.context = self._context_of(job)
         if job.cold_ms:
-            ready_s = (time.monotonic_ns() - self.ready_ns) / 1e9
-            job.cold_ms = max(0.0, job.cold_ms - ready_s * 1000)
+            job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
         self._jobs[job.call.run] = job
         self._watch.begin(job.call.run, int((job.limit + GRACE_S) * 1e9))
         if self.dispatch == "inline":
@@ -127,7 +130,7 @@ class Runner:
             return
         if job.is_parked:
             self._say_running(job, now)
-        self._record.add(self._event(job, "running"))
+        self._answers.began(job)
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
         if self.dispatch == "await":
@@ -198,7 +201,7 @@ class Runner:
         self._capacity.observe(took_s)
         self._intake.give_slot(job)
         if not job.abandoned_at:
-            self._answer(job, outcome, took_s)
+            self._answers.answer(job, outcome, took_s)
         self._intake.serve()
         if not self._is_fixed:
             self._learn(took_s)
@@ -218,116 +221,11 @@ class Runner:
             if self._short_runs >= _PROVE and not self._suspended:
                 self.dispatch = "inline"
 
-    # Answering
-
-    def _answer(self, job: Job, outcome: Outcome, took_s: float) -> None:
-        call = job.call
-        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
-        if isinstance(outcome, content.Content):
-            result = messages.Result(
-                run=call.run,
-                attempt=call.attempt,
-                instance=self._boot.instance,
-                version=str(self._version.version),
-                content_type=outcome.content_type,
-                detail=outcome.detail,
-                payload=memoryview(outcome.payload),
-                queued_ms=(job.started - job.arrived) * 1000,
-                compute_ms=took_s * 1000,
-                ready_ms=(time.monotonic_ns() - self.ready_ns) // 1_000_000 if job.is_parked else 0,
-            )
-            try:
-                self._connection.publish(subject, codec.encode(result))
-            except PayloadTooLarge as error:
-                outcome = errors.PayloadTooLarge(f"the output is too large: {error}; return less at once")
-            except BrokerError as error:
-                log.warning("answer_lost", run=call.run, error=str(error))
-        if isinstance(outcome, errors.MeshError):
-            self._fail(job, outcome, took_s)
-        else:
-            self._record.add(self._event(job, "succeeded", took_s))
-
-    def _fail(
-        self, job: Job, error: errors.MeshError, took_s: float = 0.0, state: messages.RunState = "failed"
-    ) -> None:
-        call = job.call
-        failure = messages.Failure(
-            run=call.run,
-            attempt=call.attempt,
-            instance=self._boot.instance,
-            code=error.code,
-            message=error.message[:8192],
-            stage=str(self._version),
-            error_type=error.error_type[:256],
-        )
-        try:
-            subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
-            self._connection.publish(subject, codec.encode(failure))
-        except BrokerError as lost:
-            log.warning("answer_lost", run=call.run, error=str(lost))
-        self._record.add(self._event(job, state, took_s, error.code))
-
-    def _refuse(self, job: Job, code: str, message: str) -> None:
-        """Answer for a job that will not run."""
-        self._fail(job, errors.of_code(code, message), state="refused")
-
-    def _refuse_hop(self, subject: str) -> None:
-        """Record a hop without a valid route token; nobody is answered, since its claims are unproved."""
-        forwarder = subject.rpartition(".")[2]
-        log.warning("hop_refused", forwarder=forwarder, algorithm=str(self._version))
-        now = time.time()
-        self._record.add(
-            messages.RunEvent(
-                run=f"hop-{now:.6f}",
-                attempt=1,
-                root="",
-                parent="",
-                algorithm=self._version.algorithm,
-                version=str(self._version.version),
-                caller=forwarder,
-                root_caller=forwarder,
-                instance=self._boot.instance,
-                state="refused",
-                ended_at=now,
-                error="permission_denied",
-            )
-        )
-
-    def _event(self, job: Job, state: messages.RunState, took_s: float = 0.0, error: str = "") -> messages.RunEvent:
-        call = job.call
-        return messages.RunEvent(
-            run=call.run,
-            attempt=call.attempt,
-            root=call.root,
-            parent=call.parent,
-            algorithm=self._version.algorithm,
-            version=str(self._version.version),
-            caller=job.caller,
-            root_caller=call.root_caller,
-            instance=self._boot.instance,
-            state=state,
-            queued_at=job.started_at - (job.started - job.arrived) if job.started else time.time(),
-            started_at=job.started_at,
-            ended_at=0.0 if state == "running" else time.time(),
-            compute_ms=took_s * 1000,
-            cold_ms=job.cold_ms,
-            error=error,
-        )
-
     # Time, cancel, callers that have gone
 
     def _say_running(self, job: Job, now: float) -> None:
-        call = job.call
         job.said_at = now
-        running = messages.Running(
-            run=call.run,
-            attempt=call.attempt,
-            instance=self._boot.instance,
-            ready_ms=(time.monotonic_ns() - self.ready_ns) // 1_000_000,
-            start_ms=max(0, self.ready_ns - self._boot.launched_ns) // 1_000_000,
-        )
-        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
-        self._connection.publish(subject, codec.encode(running), f"{self._connection.identity.inbox}.gone.{call.run}")
+        self._answers.say_running(job)
 
     def _sweep(self) -> None:
         """Say what still runs, end what runs too long."""
@@ -356,7 +254,7 @@ class Runner:
         """Answer now; async code is cancelled, a thread is asked to stop and given a little time."""
         if job.abandoned_at:
             return
-        self._fail(job, error, self.loop.time() - job.started, state)
+        self._answers.fail(job, error, self.loop.time() - job.started, state)
         job.abandoned_at = self.loop.time()
         if job.context is not None:
             job.context.cancelled = True

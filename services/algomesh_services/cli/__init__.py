@@ -1,1 +1,1 @@
-"""The `algomesh` command."""
+"""The command line: `algomesh`."""

@@ -1,0 +1,154 @@
+"""What an instance says about its runs: results, failures, that they run, and the record of it all."""
+
+import time
+from typing import Final
+
+import structlog
+
+from algomesh import content, errors
+from algomesh.instance.job import Job
+from algomesh.instance.record import Record
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.boot import Boot
+from algomesh_broker.connection import Connection
+from algomesh_broker.errors import BrokerError, PayloadTooLarge
+from algomesh_broker.names import VersionId
+
+log = structlog.get_logger("algomesh.answers")
+
+Outcome = content.Content | errors.MeshError
+
+_LONGEST_MESSAGE: Final = 8192
+_LONGEST_TYPE: Final = 256
+
+
+class Answers:
+    """Speaks for one instance, always in its own name, to where the call came from."""
+
+    def __init__(self, connection: Connection, version: VersionId, boot: Boot, ready_ns: int) -> None:
+        self._connection = connection
+        self._version = version
+        self._instance = boot.instance
+        self._ready_ns = ready_ns
+        self._start_ms = max(0, ready_ns - boot.launched_ns) // 1_000_000
+        self._record = Record(connection, version)
+
+    @property
+    def ready_ms(self) -> int:
+        """For how long this instance has been ready."""
+        return (time.monotonic_ns() - self._ready_ns) // 1_000_000
+
+    def flush(self) -> None:
+        """Send what the record holds."""
+        self._record.flush()
+
+    def began(self, job: Job) -> None:
+        """Record that a run has begun."""
+        self._record.add(self._event(job, "running"))
+
+    def answer(self, job: Job, outcome: Outcome, took_s: float) -> None:
+        """Send the result or the failure of a run that took `took_s` seconds, and record it."""
+        call = job.call
+        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+        if isinstance(outcome, content.Content):
+            result = messages.Result(
+                run=call.run,
+                attempt=call.attempt,
+                instance=self._instance,
+                version=str(self._version.version),
+                content_type=outcome.content_type,
+                detail=outcome.detail,
+                payload=memoryview(outcome.payload),
+                queued_ms=(job.started - job.arrived) * 1000,
+                compute_ms=took_s * 1000,
+                ready_ms=self.ready_ms if job.is_parked else 0,
+            )
+            try:
+                self._connection.publish(subject, codec.encode(result))
+            except PayloadTooLarge as error:
+                outcome = errors.PayloadTooLarge(f"the output is too large: {error}; return less at once")
+            except BrokerError as error:
+                log.warning("answer_lost", run=call.run, error=str(error))
+        if isinstance(outcome, errors.MeshError):
+            self.fail(job, outcome, took_s)
+        else:
+            self._record.add(self._event(job, "succeeded", took_s))
+
+    def fail(self, job: Job, error: errors.MeshError, took_s: float = 0.0, state: messages.RunState = "failed") -> None:
+        """Send the failure of a run, and record it as `state`."""
+        call = job.call
+        failure = messages.Failure(
+            run=call.run,
+            attempt=call.attempt,
+            instance=self._instance,
+            code=error.code,
+            message=error.message[:8192],
+            stage=str(self._version),
+            error_type=error.error_type[:256],
+        )
+        try:
+            subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+            self._connection.publish(subject, codec.encode(failure))
+        except BrokerError as lost:
+            log.warning("answer_lost", run=call.run, error=str(lost))
+        self._record.add(self._event(job, state, took_s, error.code))
+
+    def refuse(self, job: Job, code: str, message: str) -> None:
+        """Answer for a job that will not run."""
+        self.fail(job, errors.of_code(code, message), state="refused")
+
+    def refuse_hop(self, subject: str) -> None:
+        """Record a hop without a valid route token; nobody is answered, since its claims are unproved."""
+        forwarder = subject.rpartition(".")[2]
+        log.warning("hop_refused", forwarder=forwarder, algorithm=str(self._version))
+        now = time.time()
+        self._record.add(
+            messages.RunEvent(
+                run=f"hop-{now:.6f}",
+                attempt=1,
+                root="",
+                parent="",
+                algorithm=self._version.algorithm,
+                version=str(self._version.version),
+                caller=forwarder,
+                root_caller=forwarder,
+                instance=self._instance,
+                state="refused",
+                ended_at=now,
+                error="permission_denied",
+            )
+        )
+
+    def _event(self, job: Job, state: messages.RunState, took_s: float = 0.0, error: str = "") -> messages.RunEvent:
+        call = job.call
+        return messages.RunEvent(
+            run=call.run,
+            attempt=call.attempt,
+            root=call.root,
+            parent=call.parent,
+            algorithm=self._version.algorithm,
+            version=str(self._version.version),
+            caller=job.caller,
+            root_caller=call.root_caller,
+            instance=self._instance,
+            state=state,
+            queued_at=job.started_at - (job.started - job.arrived) if job.started else time.time(),
+            started_at=job.started_at,
+            ended_at=0.0 if state == "running" else time.time(),
+            compute_ms=took_s * 1000,
+            cold_ms=job.cold_ms,
+            error=error,
+        )
+
+    def say_running(self, job: Job) -> None:
+        """Tell the caller who has its run; the server tells us when nobody listens any more."""
+        call = job.call
+        running = messages.Running(
+            run=call.run,
+            attempt=call.attempt,
+            instance=self._instance,
+            ready_ms=self.ready_ms,
+            start_ms=self._start_ms,
+        )
+        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+        self._connection.publish(subject, codec.encode(running), f"{self._connection.identity.inbox}.gone.{call.run}")

@@ -1,0 +1,376 @@
+"""The control loop: hears what is wanted and what has happened, asks `reconcile`, and carries out what it says.
+
+A version without an instance is launched in the very callback of its first demand. Where instances exist, a demand
+only makes the loop count, a moment later, what still waits; a net once a second finds what no demand told of.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.errors import BadName, BrokerError, StreamError
+from algomesh_broker.names import Version, VersionId
+from algomesh_services.launcher.bundles import BadArchive, Bundles
+from algomesh_services.launcher.fleet import Fleet
+from algomesh_services.launcher.instance import Instance, StartFailed
+from algomesh_services.launcher.minimums import Minimums
+from algomesh_services.launcher.parking import Parking
+from algomesh_services.launcher.provision import as_failure
+from algomesh_services.launcher.reconcile import Launch, Refuse, Retire, VersionView, reconcile
+from algomesh_services.launcher.refusals import Refusals
+from algomesh_services.launcher.settings import Settings
+
+log = structlog.get_logger("algomesh.launcher")
+
+LOOK_AFTER_S = 0.06
+NET_S = 1.0
+HOUSEKEEPING_S = 0.25
+_BACK_OFF_FIRST_S, _BACK_OFF_LAST_S = 0.5, 30.0
+_SILENT_TRIES = 2
+_REST_AFTER_CRASH_S = 5.0
+_FORGET_AFTER_S = 30.0
+_FORGET_AT_ONCE = 100
+_LEARN_AT_ONCE = 2
+
+
+@dataclass(eq=False)
+class VersionState:
+    """What the loop remembers of a version that somebody wants, or wanted lately."""
+
+    used_at: float
+    failures: int = 0
+    blocked_until: float = 0.0
+    rest_until: float = 0.0
+    unable: messages.Unable | None = None
+    is_stopped: bool = False
+    is_learning: bool = False
+
+
+class Control:
+    """Decides for one fleet. `run` does the work; everything else is called from the loop and never waits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fleet: Fleet,
+        parking: Parking,
+        bundles: Bundles,
+        *,
+        publish: Callable[[str, bytes], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._fleet, self._parking, self._bundles = settings, fleet, parking, bundles
+        self._publish, self._clock = publish, clock
+        self._states: dict[VersionId, VersionState] = {}
+        self._minimums = Minimums(bundles)
+        self._refusals = Refusals(parking, self._say)
+        self._unmet: dict[VersionId, int] = {}
+        self._looks: set[VersionId] = set()
+        self._wake_look = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_open = True
+        fleet.events = self
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._forever(self._look, 0.0), name="look")
+                tasks.create_task(self._forever(self._cast_net, NET_S), name="net")
+                tasks.create_task(self._forever(self._keep_house, HOUSEKEEPING_S), name="housekeeping")
+                for number in range(_LEARN_AT_ONCE):
+                    tasks.create_task(self._forever(self._minimums.learn, 0.0), name=f"learn {number}")
+        finally:
+            self._is_open = False
+            await self._refusals.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Start nothing any more, whatever happens."""
+        self._is_open = False
+
+    # What is wanted
+
+    def on_demand(self, version: VersionId) -> None:
+        """Somebody has parked a call of `version`."""
+        if not self._is_open:
+            return
+        state = self._state(version)
+        state.used_at, state.is_stopped = self._clock(), False
+        if self._fleet.of_version(version):
+            self._look_soon(version)
+        elif self._clock() < state.blocked_until:
+            if state.unable is not None:
+                self._refusals.tell(version, state.unable)
+        elif self._bundles.known_manifest(version) is None:
+            self._learn(version, state)
+        else:
+            self._reconcile({version: 1})
+            self._look_soon(version)
+
+    def on_entry(self, entry: messages.AlgorithmEntry) -> None:
+        """An algorithm was published, changed or (with no versions) deleted."""
+        known = {}
+        for each in entry.versions:
+            try:
+                known[VersionId(entry.owner, entry.name, Version.parse(each.version))] = each.digest
+            except BadName as error:
+                log.warning("directory_entry_unreadable", algorithm=f"{entry.owner}/{entry.name}", error=str(error))
+        self._forget_changed(f"{entry.owner}/{entry.name}", known)
+        self._minimums.update(f"{entry.owner}/{entry.name}", list(known))
+
+    async def restore(self) -> None:
+        """Make the stream and the consumers of all that runs again, after a server has lost them."""
+        await self._parking.ensure()
+        running = {instance.version for instance in self._fleet.instances.values()}
+        for version in running:
+            await self._parking.ensure_consumer(version)
+            self._look_soon(version)
+        log.info("streams_restored", versions=len(running))
+
+    def stop(self, algorithm: str, version: str = "") -> list[Instance]:
+        """Retire an algorithm's instances, ready or not; they stay away until the next call, minimum or not."""
+        for floor in self._minimums.floors:
+            if floor.algorithm == algorithm and version in ("", str(floor.version)):
+                self._state(floor).is_stopped = True
+        stopped = [
+            instance
+            for instance in self._fleet.instances.values()
+            if instance.version.algorithm == algorithm and version in ("", str(instance.version.version))
+        ]
+        for instance in stopped:
+            self._fleet.retire(instance, "stopped by request")
+        return stopped
+
+    # What has happened: FleetEvents
+
+    def on_ready(self, instance: Instance) -> None:
+        """Forget earlier failures."""
+        state = self._state(instance.version)
+        state.failures, state.blocked_until, state.unable = 0, 0.0, None
+
+    def on_start_failed(self, instance: Instance, failure: StartFailed) -> None:
+        """Back off, and tell those who wait, unless others serve them."""
+        if self._is_open:
+            self._failed(instance.version, failure)
+
+    def on_gone(self, instance: Instance) -> None:
+        """A place is free; whoever waited for one, or for this instance, comes next."""
+        if not self._is_open:
+            return
+        if not instance.retired and instance.state == "ready":
+            self._state(instance.version).rest_until = self._clock() + _REST_AFTER_CRASH_S
+        if self._unmet:
+            self._reconcile(self._unmet.copy())
+        self._look_soon(instance.version)
+
+    # Deciding and doing
+
+    def _reconcile(self, waiting: Mapping[VersionId, int]) -> None:
+        if not self._is_open:
+            return
+        now = self._clock()
+        for instance in self._fleet.instances.values():
+            instance.observe(now)
+        views = [instance.view for instance in self._fleet.instances.values()]
+        wanted = {*waiting, *self._minimums.floors, *(view.version for view in views)}
+        versions = {version: view for version in wanted if (view := self._view(version, now)) is not None}
+        refused: set[VersionId] = set()
+        for action in reconcile(versions, views, waiting, self._settings.capacity, now):
+            match action:
+                case Launch(version=version, place=place, reason=reason):
+                    self._fleet.launch(version, versions[version].options, place, reason)
+                    if version in waiting:
+                        self._beat(version, waiting[version])
+                case Retire(instance=name, reason=reason):
+                    self._fleet.retire(self._fleet.instances[name], reason)
+                case Refuse(version=version, message=message):
+                    refused.add(version)
+                    self._refusals.tell(version, messages.Unable(code="no_capacity", message=f"{version}: {message}"))
+        for version, count in waiting.items():
+            has_none = version in versions and not self._fleet.of_version(version)
+            if has_none and version not in refused and count > 0 and now >= self._state(version).blocked_until:
+                self._unmet[version] = count  # those that leave make room: see on_gone
+            else:
+                self._unmet.pop(version, None)
+
+    def _view(self, version: VersionId, now: float) -> VersionView | None:
+        manifest = self._bundles.known_manifest(version)
+        if manifest is not None:
+            options = manifest.options
+        elif running := self._fleet.of_version(version):
+            options = running[0].options
+        else:
+            return None
+        state = self._states.get(version)
+        minimum = self._minimums.floors.get(version, 0)
+        if state is None:
+            return VersionView(version=version, options=options, minimum=minimum)
+        if state.is_stopped or now < state.rest_until:
+            minimum = 0
+        return VersionView(version=version, options=options, minimum=minimum, blocked_until=state.blocked_until)
+
+    def _failed(self, version: VersionId, failure: StartFailed) -> None:
+        state = self._state(version)
+        state.failures += 1
+        wait_s = min(_BACK_OFF_LAST_S, _BACK_OFF_FIRST_S * 2 ** min(state.failures - 1, 16))
+        state.blocked_until = self._clock() + wait_s
+        log.warning(
+            "start_failed", version=str(version), code=failure.code, error=failure.message,
+            failures=state.failures, next_try_in_s=wait_s,
+        )  # fmt: skip
+        # A registry that restarts, a fork that failed for once: those who wait need not hear of it.
+        is_final = failure.blame == "version" or state.failures > _SILENT_TRIES
+        state.unable = messages.Unable(code=failure.code, message=failure.message) if is_final else None
+        if state.unable is not None and not any(each.state == "ready" for each in self._fleet.of_version(version)):
+            self._refusals.tell(version, state.unable)
+
+    def _learn(self, version: VersionId, state: VersionState) -> None:
+        if not state.is_learning:
+            state.is_learning = True
+            self._begin(self._learning(version, state), f"learn {version}")
+
+    async def _learning(self, version: VersionId, state: VersionState) -> None:
+        try:
+            await self._bundles.manifest(version)
+        except (BrokerError, BadArchive) as error:
+            self._failed(version, as_failure(version, error))
+        else:
+            self._reconcile({version: 1})
+            self._look_soon(version)
+        finally:
+            state.is_learning = False
+
+    # The loops
+
+    def _look_soon(self, version: VersionId) -> None:
+        self._looks.add(version)
+        self._wake_look.set()
+
+    async def _look(self) -> None:
+        """Count what still waits a moment after somebody asked, and launch what that needs."""
+        await self._wake_look.wait()
+        await asyncio.sleep(LOOK_AFTER_S)
+        self._wake_look.clear()
+        # One that has just become ready is taking what waits: look again before another is started.
+        just_now = self._clock() - LOOK_AFTER_S
+        early = {
+            version for version in self._looks if any(i.ready_at > just_now for i in self._fleet.of_version(version))
+        }
+        wanted, self._looks = self._looks - early, early
+        if early:
+            self._wake_look.set()
+        waiting = await self._parking.waiting_for(wanted)
+        self._serve({version: count for version, count in waiting.items() if count > 0})
+
+    async def _cast_net(self) -> None:
+        """Count everything that waits: demands may be lost, and those who wait are told how things stand."""
+        try:
+            counted = await self._parking.waiting()
+        except StreamError:
+            await self.restore()
+            return
+        waiting = {version: count for version, count in counted.items() if count > 0}
+        for version, count in waiting.items():
+            self._beat(version, count)
+        self._serve({version: n for version, n in waiting.items() if not self._fleet.of_version(version)})
+        for version in waiting:
+            if self._fleet.of_version(version):
+                self._look_soon(version)
+        await self._forget_unused(waiting)
+
+    def _serve(self, waiting: Mapping[VersionId, int]) -> None:
+        known = {}
+        now = self._clock()
+        for version, count in waiting.items():
+            state = self._state(version)
+            state.used_at = now
+            has_any = bool(self._fleet.of_version(version))
+            if not has_any and now < state.blocked_until:
+                if state.unable is not None:
+                    self._refusals.tell(version, state.unable)
+            elif not has_any and self._bundles.known_manifest(version) is None:
+                self._learn(version, state)
+            else:
+                known[version] = count
+        if known:
+            self._reconcile(known)
+
+    async def _keep_house(self) -> None:
+        """Retire what is idle, and keep minimums."""
+        self._reconcile({})
+
+    async def _forever(self, turn: Callable[[], Coroutine[object, object, None]], pause_s: float) -> None:
+        """Do one thing again and again; what goes wrong is logged, and the next turn comes all the same."""
+        is_failing = False
+        while True:
+            try:
+                await turn()
+                is_failing = False
+            except BrokerError as error:
+                if not is_failing:
+                    log.warning("turn_failed", turn=turn.__name__.strip("_"), error=str(error))
+                is_failing = True
+            except Exception:
+                log.exception("turn_failed", turn=turn.__name__.strip("_"))
+                is_failing = True
+            await asyncio.sleep(max(pause_s, NET_S if is_failing else 0.0))
+
+    # Small parts
+
+    def _state(self, version: VersionId) -> VersionState:
+        state = self._states.get(version)
+        if state is None:
+            state = self._states[version] = VersionState(used_at=self._clock())
+        return state
+
+    def _forget_changed(self, algorithm: str, known: Mapping[VersionId, str]) -> None:
+        """What is published anew starts anew: no instance of the old content goes on, no old failure counts."""
+        for version, state in self._states.items():
+            if version.algorithm == algorithm:
+                state.failures, state.blocked_until, state.unable, state.is_stopped = 0, 0.0, None, False
+                self._bundles.forget(version, known.get(version, ""))
+        for instance in list(self._fleet.instances.values()):
+            if instance.version.algorithm != algorithm:
+                continue
+            digest = known.get(instance.version)
+            if digest is None:
+                self._fleet.retire(instance, "deleted")
+            elif digest and instance.digest and digest != instance.digest:
+                self._fleet.retire(instance, "replaced")
+
+    async def _forget_unused(self, waiting: Mapping[VersionId, int]) -> None:
+        """Drop consumers and memories of versions that nobody has wanted for a while."""
+        busy = {*waiting, *(instance.version for instance in self._fleet.instances.values())}
+        now = self._clock()
+        for version in busy & self._states.keys():
+            self._states[version].used_at = now
+        long_ago = now - _FORGET_AFTER_S
+        for version in list(self._parking.consumers - busy)[:_FORGET_AT_ONCE]:
+            if version not in self._states or self._states[version].used_at < long_ago:
+                await self._parking.remove_consumer(version)
+        for version, state in list(self._states.items()):
+            idle = version not in busy and state.used_at < long_ago and now >= state.blocked_until
+            if idle and not state.is_stopped and version not in self._parking.consumers:
+                del self._states[version]
+
+    def _beat(self, version: VersionId, waiting: int) -> None:
+        running = self._fleet.of_version(version)
+        self._say(version, messages.Starting(phase=self._fleet.phase(version), waiting=waiting, instances=len(running)))
+
+    def _say(self, version: VersionId, message: messages.Fleet) -> None:
+        try:
+            self._publish(subjects.fleet(version), codec.encode(message))
+        except BrokerError as error:
+            log.warning("fleet_message_lost", version=str(version), error=str(error))
+
+    def _begin(self, coroutine: Coroutine[object, object, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,130 @@
+"""What the launcher asks of a driver: start an instance, watch it, end it.
+
+A driver turns a `LaunchSpec` into a running process of one version. The launcher's reconciler speaks only these
+words; `process_driver.ProcessDriver` implements them with zygotes, and container and cluster drivers implement
+them elsewhere.
+"""
+
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from algomesh.instance.watch import WatchReader
+
+ExitReason = Literal["exit", "crash", "timeout", "memory_exceeded", "retired", "stopped", "zygote_lost"]
+
+
+class LaunchFailed(Exception):
+    """An instance could not be started; the text is a sentence that says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSpec:
+    """What to start.
+
+    `preload` are the modules that should be imported already; `boot` is the boot record, opaque here, and secret;
+    `log_path` takes everything the instance prints; `environment` is added to the driver's own; `threads` is how
+    many threads a mathematical library may use; `memory_bytes` is the limit above which the instance is killed
+    (None: none); `isolated` False lets the instance keep the launcher's uid where the driver would take that
+    away.
+    """
+
+    instance: str
+    boot: bytes = field(repr=False)
+    log_path: Path
+    preload: frozenset[str] = frozenset()
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    threads: int = 1
+    nice: int = 0
+    memory_bytes: int | None = None
+    isolated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How an instance ended.
+
+    `code` or `signal` is what the kernel said (both None when nobody could hear it). `reason` is `exit` when the
+    process ended itself, `crash` when a signal that nobody here sent ended it, `timeout` and `memory_exceeded`
+    when the driver killed it for that, `retired` when the launcher asked it to go, `stopped` when the driver
+    closed, and `zygote_lost` when it died because the process it was forked from did.
+    """
+
+    code: int | None
+    signal: int | None
+    reason: ExitReason
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Say it as a sentence's end: `exited with code 3`."""
+        if self.detail:
+            return self.detail
+        if self.signal is not None:
+            return f"was ended by {_name_of(self.signal)}"
+        return "ended" if self.code is None else f"exited with code {self.code}"
+
+
+class Process(Protocol):
+    """A started instance."""
+
+    @property
+    def instance(self) -> str:
+        """Its id, as in the spec."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Its process id on this machine."""
+        ...
+
+    @property
+    def watch(self) -> WatchReader:
+        """What it says about itself; readable also after its death."""
+        ...
+
+    async def wait(self) -> Exit:
+        """Return how it ended, once it has; any number of callers may wait."""
+        ...
+
+    def terminate(self, reason: ExitReason = "retired") -> None:
+        """Ask it to drain and go (SIGTERM); nothing happens when it is dead."""
+        ...
+
+    def kill(self, reason: ExitReason, detail: str = "") -> None:
+        """End it now (SIGKILL), with all that it started; the first reason given stays. A dead one is left alone."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Return the memory that is its own, with its descendants'; 0 when it is dead. Takes milliseconds."""
+        ...
+
+
+class Driver(Protocol):
+    """Starts instances; an async context manager, whose exit leaves none of them behind."""
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Kill every instance and wait until they are gone."""
+        ...
+
+    async def launch(self, spec: LaunchSpec) -> Process:
+        """Start an instance and return it as soon as its process exists; raises LaunchFailed."""
+        ...
+
+    async def warm(self, preload: frozenset[str]) -> None:
+        """Prepare for instances with these modules, so that the first of them starts fast; raises LaunchFailed."""
+        ...
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

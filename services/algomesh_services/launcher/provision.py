@@ -1,0 +1,39 @@
+"""What must be there before an instance is: its bundle on disk, and its version's consumer; both are got at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from algomesh_broker.errors import BadMessage, BrokerError
+from algomesh_broker.names import VersionId
+from algomesh_services.launcher.bundles import BadArchive, Bundle, Bundles
+from algomesh_services.launcher.fleet import StartRefused
+from algomesh_services.launcher.instance import StartFailed
+from algomesh_services.launcher.parking import Parking
+from algomesh_services.launcher.programs import Refused
+
+_UNKNOWN = ("unknown_algorithm", "unknown_version")
+_PASSING = ("unavailable", "overloaded", "storage_failed")
+
+
+def provider(bundles: Bundles, parking: Parking) -> Callable[[VersionId], Awaitable[Bundle]]:
+    """The function a fleet prepares its instances with; what it raises is StartRefused."""
+
+    async def prepare(version: VersionId) -> Bundle:
+        try:
+            bundle, _ = await asyncio.gather(bundles.prepare(version), parking.ensure_consumer(version))
+        except (BrokerError, BadArchive, OSError) as error:
+            raise StartRefused(as_failure(version, error)) from error
+        return bundle
+
+    return prepare
+
+
+def as_failure(version: VersionId, error: Exception) -> StartFailed:
+    """Why a version's manifest, archive or consumer could not be had, and whether trying again may help."""
+    if isinstance(error, Refused) and error.code in _UNKNOWN:
+        return StartFailed(blame="version", code=error.code, message=str(error))
+    if isinstance(error, Refused) and error.code not in _PASSING:
+        return StartFailed(blame="version", code="load_failed", message=f"{version}: {error}")
+    if isinstance(error, BadArchive | BadMessage):
+        return StartFailed(blame="version", code="load_failed", message=f"{version}: {error}")
+    return StartFailed(blame="machine", code="load_failed", message=f"{version} cannot be started here: {error}")

@@ -1,0 +1,224 @@
+"""The program `algomesh serve launcher`: connects its parts, and ends them in order.
+
+It starts before or after its servers and the registry, in any order, and says `ready` in its log once calls can start
+instances. On SIGTERM: no new instances → instances drain (grace) → they are killed → goodbye → connections close.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.connection import Connection
+from algomesh_broker.credentials import program_identity, read_seed, store_identity
+from algomesh_broker.directory import Directory
+from algomesh_broker.errors import BrokerError
+from algomesh_broker.identity import sign_instance_token
+from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.launcher import isolation
+from algomesh_services.launcher.bundles import Bundles
+from algomesh_services.launcher.control import Control
+from algomesh_services.launcher.demand import hear_demand
+from algomesh_services.launcher.driver import Driver, LaunchFailed
+from algomesh_services.launcher.fleet import Fleet
+from algomesh_services.launcher.parking import Parking
+from algomesh_services.launcher.process_driver import ProcessDriver
+from algomesh_services.launcher.programs import Programs
+from algomesh_services.launcher.provision import provider
+from algomesh_services.launcher.requests import PROGRAM, Requests
+from algomesh_services.launcher.settings import Settings
+
+log = structlog.get_logger("algomesh.launcher")
+
+T = TypeVar("T")
+
+BEAT_S = 1.0
+_CLOSE_S = 2.0
+_RETRY_S = 0.2
+_LOG_RETRY_EVERY_S = 5.0
+_KEEP_WARM_S = 60.0
+
+
+def run(settings: Settings) -> None:
+    """Be a launcher until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await serve(settings, stopping)
+
+    asyncio.run(main())
+
+
+async def serve(
+    settings: Settings,
+    stopping: asyncio.Event,
+    *,
+    driver: Driver | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Be a launcher until `stopping` is set; `on_ready` is called once calls can start instances. Raises OSError."""
+    begun = asyncio.Event()
+    serving = asyncio.create_task(_serve(settings, stopping, driver, begun, on_ready), name="launcher")
+    waiting = asyncio.create_task(stopping.wait(), name="launcher-stop")
+    try:
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if begun.is_set() and not serving.done():
+            await asyncio.wait({serving}, timeout=settings.stop_s + _CLOSE_S)
+    finally:
+        # It may still wait for its servers, or hang in the end: its driver kills what is left.
+        serving.cancel()
+        waiting.cancel()
+        await asyncio.gather(serving, waiting, return_exceptions=True)
+    if not serving.cancelled():
+        serving.result()
+    log.info("stopped", launcher=settings.launcher)
+
+
+async def make_driver(settings: Settings) -> Driver:
+    """The driver `process`, as well isolated as this machine allows. Raises OSError."""
+    settings.versions.mkdir(parents=True, exist_ok=True)
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    found = await isolation.prepare(hidden=[settings.state], readable=[settings.versions])
+    log.info("isolation_chosen", level=found.level, reason=found.reason)
+    return ProcessDriver(isolation=found)
+
+
+async def _serve(
+    settings: Settings,
+    stopping: asyncio.Event,
+    given: Driver | None,
+    begun: asyncio.Event,
+    on_ready: Callable[[], None],
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        # It takes a moment: meanwhile the servers are looked for.
+        making = asyncio.create_task(_given(given) if given is not None else make_driver(settings), name="make driver")
+        stack.callback(making.cancel)
+        seed = await _until_there("secrets", lambda: asyncio.to_thread(read_seed, settings.secrets, PROGRAM), OSError)
+        identity, store = program_identity(settings.secrets, PROGRAM), store_identity(settings.secrets, PROGRAM)
+        connection = await _until_there("nats", lambda: Connection.open(settings.nats_url, identity, name=PROGRAM))
+        stack.push_async_callback(connection.close)
+        admin = await _until_there("nats", lambda: JetStreamAdmin.open(settings.nats_url, store))
+        stack.push_async_callback(admin.close)
+        parking = Parking(admin)
+        await _until_there("jetstream", parking.ensure)
+        directory = await _until_there("directory", lambda: Directory.open(connection))
+        stack.push_async_callback(directory.close)
+        bundles = Bundles(Programs(connection), settings.versions, settings.cache_bytes)
+        await bundles.open()
+        stack.push_async_callback(bundles.close)
+        driver = await making
+        await stack.enter_async_context(driver)
+        fleet = Fleet(
+            settings,
+            driver,
+            publish=connection.publish,
+            sign=lambda version, instance: sign_instance_token(version, instance, seed),
+            prepare=provider(bundles, parking),
+        )
+        bundles.in_use = fleet.digests
+        control = Control(settings, fleet, parking, bundles, publish=connection.publish)
+        requests = Requests(connection, fleet, control, settings.logs)
+
+        async with asyncio.TaskGroup() as tasks:
+            working = [
+                tasks.create_task(_beat(connection, settings.launcher), name="beat"),
+                tasks.create_task(_keep_warm(driver), name="warm"),
+                tasks.create_task(control.run(), name="control"),
+            ]
+            _follow_directory(directory, control)
+            _restore_after_reconnect(admin.connection, tasks, control)
+            await requests.open()
+            demand = await hear_demand(connection, control.on_demand)
+            capacity = settings.capacity
+            log.info(
+                "ready",
+                program=PROGRAM,
+                launcher=settings.launcher,
+                memory_bytes=capacity.memory_bytes,
+                gpus=len(capacity.gpus),
+            )
+            begun.set()
+            on_ready()
+            await stopping.wait()
+
+            log.info("stopping", program=PROGRAM, instances=len(fleet.instances))
+            control.close()
+            demand.leave()
+            await fleet.close(settings.stop_s)
+            await requests.close()
+            for task in working:
+                task.cancel()
+        # Only now: who hears it sends again what its instances were doing.
+        with contextlib.suppress(BrokerError):
+            connection.publish(subjects.host_beat(settings.launcher), _host_beat(settings.launcher, is_alive=False))
+            await connection.flush(1.0)
+
+
+def _follow_directory(directory: Directory, control: Control) -> None:
+    def changed(algorithm: str) -> None:
+        owner, _, name = algorithm.partition("/")
+        control.on_entry(directory.entry(algorithm) or messages.AlgorithmEntry(owner=owner, name=name, versions=[]))
+
+    for entry in directory.entries():
+        control.on_entry(entry)
+    directory.on_change.append(changed)
+
+
+def _restore_after_reconnect(store: Connection, tasks: asyncio.TaskGroup, control: Control) -> None:
+    """A server that restarted has lost the stream, and with it what the instances pull from."""
+
+    def reconnected() -> None:
+        tasks.create_task(_until_there("stream", control.restore), name="restore")
+
+    store.on_reconnect.append(reconnected)
+
+
+async def _given(driver: Driver) -> Driver:
+    return driver
+
+
+async def _beat(connection: Connection, launcher: str) -> None:
+    alive = _host_beat(launcher, is_alive=True)
+    while True:
+        if connection.is_connected:  # an old beat that waited for a server would tell nothing
+            connection.publish(subjects.host_beat(launcher), alive)
+        await asyncio.sleep(BEAT_S)
+
+
+async def _keep_warm(driver: Driver) -> None:
+    """Keep the zygote that most instances are forked from, though nobody has needed it for a while."""
+    is_failing = False
+    while True:
+        try:
+            await driver.warm(frozenset())
+            is_failing = False
+        except LaunchFailed as error:
+            if not is_failing:
+                log.warning("zygote_missing", error=str(error))
+            is_failing = True
+        await asyncio.sleep(_KEEP_WARM_S if not is_failing else BEAT_S)
+
+
+async def _until_there(what: str, attempt: Callable[[], Awaitable[T]], expected: type[Exception] = BrokerError) -> T:
+    """Try until it works; what is missing is logged now and then, not at every try."""
+    loop = asyncio.get_running_loop()
+    said_at = -_LOG_RETRY_EVERY_S
+    while True:
+        try:
+            return await attempt()
+        except expected as error:
+            if loop.time() - said_at >= _LOG_RETRY_EVERY_S:
+                said_at = loop.time()
+                log.warning("waiting_for", what=what, error=str(error))
+        await asyncio.sleep(_RETRY_S)
+
+
+def _host_beat(launcher: str, *, is_alive: bool) -> bytes:
+    return codec.encode(messages.HostBeat(launcher=launcher, alive=is_alive))

@@ -1,0 +1,76 @@
+"""The directory in NATS as a copy of the versions in PostgreSQL.
+
+Postgres decides: what differs is written again, whenever the registry starts or NATS comes back.
+When nothing differs, the check is one query and one paged read, however many versions there are.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from algomesh_broker.directory import Directory
+from algomesh_broker.messages import AlgorithmEntry, VersionEntry
+from algomesh_broker.names import Version
+from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.registry.store import Store, VersionRecord
+
+log = structlog.get_logger("algomesh.registry")
+
+
+class Mirror:
+    """Writes the directory's bucket. `directory` is what is in it, kept up to date by itself."""
+
+    def __init__(self, admin: JetStreamAdmin, directory: Directory, store: Store) -> None:
+        self._admin = admin
+        self._directory = directory
+        self._store = store
+
+    async def check(self) -> list[VersionRecord]:
+        """Make the whole directory what the tables say; return what they say. Raises StoreAway, BrokerError."""
+        records = await self._store.versions()
+        if self._differing(records) or self._surplus(records):
+            async with self._store.mirroring():
+                records = await self._store.versions()
+                surplus = self._surplus(records)
+                for entry in surplus:
+                    await self._admin.delete_entry(entry.owner, entry.name)
+                written = await self._admin.put_entries(self._differing(records))
+            log.info("directory_repaired", written=written, removed=len(surplus))
+        return records
+
+    async def write(self, owner: str, name: str) -> None:
+        """Make one algorithm's entry what the tables say. Raises StoreAway, BrokerError."""
+        async with self._store.mirroring():
+            await self._admin.put_entries(entries_of(await self._store.versions(owner, name)))
+
+    def _differing(self, records: Iterable[VersionRecord]) -> list[AlgorithmEntry]:
+        return [entry for entry in entries_of(records) if self._directory.entry(f"{entry.owner}/{entry.name}") != entry]
+
+    def _surplus(self, records: Iterable[VersionRecord]) -> list[AlgorithmEntry]:
+        published = {(record.owner, record.name) for record in records}
+        return [entry for entry in self._directory.entries() if (entry.owner, entry.name) not in published]
+
+
+def entries_of(records: Iterable[VersionRecord]) -> list[AlgorithmEntry]:
+    """The directory's entries of these versions, each with its versions oldest first."""
+    algorithms: dict[tuple[str, str], list[VersionRecord]] = {}
+    for record in records:
+        algorithms.setdefault((record.owner, record.name), []).append(record)
+    return [
+        AlgorithmEntry(
+            owner=owner,
+            name=name,
+            versions=[
+                VersionEntry(
+                    version=record.version,
+                    digest=record.digest,
+                    timeout_s=record.timeout_s,
+                    attempts=record.attempts,
+                    description=record.description,
+                    published_at=record.published_at,
+                )
+                for record in sorted(versions, key=lambda record: Version.parse(record.version))
+            ],
+        )
+        for (owner, name), versions in algorithms.items()
+    ]

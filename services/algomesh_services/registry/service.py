@@ -1,0 +1,148 @@
+"""The registry's life: come up as its servers do, serve, go away in order.
+
+It waits for PostgreSQL and NATS for ever, in any order, and says what it waits for. It is ready when
+it answers connections and requests. Told to stop, it takes no more requests, finishes those under
+way within its grace, and closes.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import structlog
+
+from algomesh_broker import credentials
+from algomesh_broker.connection import Connection
+from algomesh_broker.directory import Directory
+from algomesh_broker.errors import Unauthenticated, Unreachable
+from algomesh_broker.identity import Identity, key_id
+from algomesh_broker.streams import JetStreamAdmin
+from algomesh_broker.usertoken import Issuer
+from algomesh_services.registry.archives import Archives
+from algomesh_services.registry.callout import Callout, Grants
+from algomesh_services.registry.keys import KeyRing
+from algomesh_services.registry.mirror import Mirror
+from algomesh_services.registry.requests import PROGRAM, Requests
+from algomesh_services.registry.settings import Settings
+from algomesh_services.registry.store import Store, StoreAway
+from algomesh_services.registry.upkeep import Upkeep
+from algomesh_services.registry.verbs import Verbs
+
+log = structlog.get_logger("algomesh.registry")
+
+T = TypeVar("T")
+ADMIN_KEY_NAME = "administrator"
+_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
+
+
+def run(settings: Settings) -> None:
+    """Be a registry until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await serve(settings, stopping)
+
+    asyncio.run(main())
+
+
+async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Be a registry until `stopping` is set; `on_ready` is called once it answers. Raises OSError."""
+    async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(_start(settings, stack), name="registry-start")
+        stop = asyncio.create_task(stopping.wait(), name="registry-stop")
+        try:
+            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return
+            requests, upkeep = starting.result()
+            log.info("ready", program=PROGRAM)
+            on_ready()
+            await asyncio.wait({stop, upkeep.task}, return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping", program=PROGRAM)
+            await requests.close(settings.grace_s)
+            if upkeep.task.done():
+                upkeep.task.result()  # it runs for ever: what ended it is raised here
+        finally:
+            for task in (starting, stop):
+                task.cancel()
+            await asyncio.gather(starting, stop, return_exceptions=True)
+
+
+async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[Requests, Upkeep]:
+    """Everything up, in the order of need; what was opened is closed by `stack`, last first."""
+    archives = Archives(settings.archives, settings.archive_limit_bytes)
+    await asyncio.to_thread(archives.prepare)
+    secrets = settings.secrets
+    issuer = Issuer(credentials.read_seed(secrets, credentials.ISSUER))
+    keys, grants = KeyRing(credentials.read_pepper(secrets)), Grants()
+
+    store = await _retried("postgres", lambda: Store.open(settings.postgres, settings.schema))
+    stack.push_async_callback(store.close)
+    await _retried("postgres", lambda: _ensure_admin_key(settings, store, keys))
+
+    connection = await _connected(settings, credentials.program_identity(secrets, PROGRAM), PROGRAM, stack)
+    admin_identity = credentials.store_identity(secrets, PROGRAM)
+    admin = await _retried("nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
+    stack.push_async_callback(admin.close)
+    await _retried("nats", admin.ensure_directory)
+    directory = await _retried("nats", lambda: Directory.open(admin.connection))
+    stack.push_async_callback(directory.close)
+    mirror = Mirror(admin, directory, store)
+    system = None
+    if credentials.has_seed(secrets, credentials.SYSTEM):
+        system_identity = Identity.of_program("system", credentials.read_seed(secrets, credentials.SYSTEM))
+        system = await _connected(settings, system_identity, "registry-system", stack)
+
+    upkeep = Upkeep(store, admin, mirror, keys, grants, system)
+    await _retried("postgres or nats", upkeep.refresh)
+    callout = Callout(
+        connection,
+        issuer,
+        credentials.read_launchers(secrets),
+        keys,
+        grants,
+        find_key=upkeep.find_key,
+        find_version=upkeep.find_version,
+        session_s=settings.session_s,
+    )
+    stack.push_async_callback(callout.close)
+    stack.push_async_callback(upkeep.close)
+    upkeep.start()
+    requests = Requests(connection, Verbs(store, mirror, archives, keys).table)
+    await requests.serve()
+    await callout.serve()
+    return requests, upkeep
+
+
+async def _ensure_admin_key(settings: Settings, store: Store, keys: KeyRing) -> None:
+    """The key in `admin.key` is the administrator's; an earlier one of this state directory ends."""
+    key = credentials.read_admin_key(settings.secrets)
+    if key is not None:
+        revoked = await store.set_key(key_id(key), ADMIN_KEY_NAME, keys.hash(key), ["admin"])
+        if revoked:
+            log.info("keys_revoked", key_ids=revoked, reason="another administrator's key was given")
+
+
+async def _connected(settings: Settings, identity: Identity, name: str, stack: AsyncExitStack) -> Connection:
+    own = identity.with_own_inbox()
+    connection = await _retried("nats", lambda: Connection.open(settings.nats, own, name=name))
+    stack.push_async_callback(connection.close)
+    return connection
+
+
+async def _retried(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """`attempt`, until its server is there; what is wrong in any other way is raised."""
+    delay_s, said = _RETRY_FIRST_S, ""
+    while True:
+        try:
+            return await attempt()
+        except (StoreAway, Unreachable, Unauthenticated) as error:
+            if str(error) != said:  # one line per fact, none per turn
+                log.warning("waiting_for_server", server=what, error=str(error))
+                said = str(error)
+        await asyncio.sleep(delay_s)
+        delay_s = min(2 * delay_s, _RETRY_LAST_S)

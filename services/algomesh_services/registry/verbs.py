@@ -1,0 +1,128 @@
+"""What the registry does when it is asked: one method per verb.
+
+Who may ask what is the broker's to say (permissions.py), so a method trusts the subject's caller and
+algorithm, and nothing that stands in a body.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+from msgspec import Struct
+
+from algomesh_broker import platform
+from algomesh_broker.errors import BadName
+from algomesh_broker.identity import key_id, new_key
+from algomesh_broker.names import Version, VersionId
+from algomesh_broker.platform import unpack
+from algomesh_broker.subjects import PlatformRequest
+from algomesh_services.registry.archives import Archives
+from algomesh_services.registry.keys import KeyRing, check_key_name, check_scopes
+from algomesh_services.registry.mirror import Mirror
+from algomesh_services.registry.refusals import Refusal
+from algomesh_services.registry.store import KeyRecord, Store
+from algomesh_services.registry.versions import check_calls, check_manifest, check_requirements, next_free
+
+log = structlog.get_logger("algomesh.registry")
+
+Verb = Callable[[PlatformRequest, bytes], Awaitable[Struct]]
+
+
+class Verbs:
+    """The verbs by name in `table`. Each raises Refusal, StoreAway or BrokerError."""
+
+    def __init__(self, store: Store, mirror: Mirror, archives: Archives, keys: KeyRing) -> None:
+        self._store, self._mirror, self._archives, self._keys = store, mirror, archives, keys
+        self.table: dict[str, Verb] = {
+            "upload": self._upload,
+            "publish": self._publish,
+            "archive": self._archive,
+            "manifest": self._manifest,
+            "key-create": self._key_create,
+            "key-list": self._key_list,
+            "key-revoke": self._key_revoke,
+        }
+
+    async def _upload(self, request: PlatformRequest, body: bytes) -> Struct:
+        upload = unpack(platform.Upload, body)
+        return platform.Uploaded(received_bytes=await self._archives.take(upload, request.caller))
+
+    async def _archive(self, _: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.FetchArchive, body)
+        return await self._archives.read(wanted.digest, wanted.offset)
+
+    async def _publish(self, request: PlatformRequest, body: bytes) -> Struct:
+        publish = unpack(platform.Publish, body)
+        manifest = publish.manifest
+        version = check_manifest(manifest, request.algorithm)
+        check_calls(version, manifest.options.calls, self._keys.scopes_of(request.caller))
+        check_requirements(version, manifest.requirements)
+        if not self._archives.has(publish.digest):
+            raise Refusal("archive_missing", f"the archive of {version} is not here; upload it, then publish")
+        created = await self._store.add_version(version, manifest, publish.digest, request.caller)
+        if not created:
+            await self._refuse_other_content(version, publish)
+        await self._mirror.write(version.owner, version.name)
+        log.info("version_published", version=str(version), created=created, caller=request.caller)
+        return platform.Published(
+            algorithm=version.algorithm, version=str(version.version), digest=publish.digest, created=created
+        )
+
+    async def _refuse_other_content(self, version: VersionId, publish: platform.Publish) -> None:
+        kept = await self._store.manifest(version)
+        if kept == platform.StoredManifest(manifest=publish.manifest, digest=publish.digest):
+            return
+        published = await self._store.versions(version.owner, version.name)
+        free = next_free(version.version, (Version.parse(record.version) for record in published))
+        raise Refusal(
+            "version_exists",
+            f"{version} is published with other content, and a version never changes; "
+            f"set its version to {free} and publish again",
+        )
+
+    async def _manifest(self, request: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.FetchManifest, body)
+        try:
+            version = VersionId.parse(f"{request.algorithm}/{wanted.version}")
+        except BadName as error:
+            raise Refusal(error.code, str(error)) from error
+        stored = await self._store.manifest(version)
+        if stored is None:
+            raise Refusal("unknown_version", f"{version} was never published")
+        return stored
+
+    async def _key_create(self, request: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.KeyCreate, body)
+        name, scopes = check_key_name(wanted.name), check_scopes(wanted.scopes)
+        key = new_key()
+        record = await self._store.add_key(key_id(key), name, self._keys.hash(key), scopes)
+        if record is None:
+            raise Refusal("key_exists", f"there is a key called {name!r}; take another name, or revoke that one first")
+        self._keys.put(record)
+        log.info("key_created", key_id=record.id, name=name, scopes=scopes, caller=request.caller)
+        return platform.KeyCreated(key=key, id=record.id, name=name, scopes=scopes)
+
+    async def _key_list(self, _: PlatformRequest, body: bytes) -> Struct:
+        unpack(platform.KeyList, body)
+        return platform.KeyRows(keys=[_row(record) for record in await self._store.keys()])
+
+    async def _key_revoke(self, request: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.KeyRevoke, body).key
+        revoked = await self._store.revoke_keys(wanted)
+        if not revoked:
+            raise Refusal("unknown_key", f"no active key has the id or the name {wanted!r}; see `algomesh key list`")
+        # Here from now on; every registry, this one too, hears of the change and closes their connections.
+        for record in await self._store.keys():
+            if record.id in revoked:
+                self._keys.put(record)
+        log.info("keys_revoked", key_ids=revoked, caller=request.caller)
+        return platform.Done(count=len(revoked))
+
+
+def _row(record: KeyRecord) -> platform.KeyRow:
+    return platform.KeyRow(
+        id=record.id,
+        name=record.name,
+        scopes=list(record.scopes),
+        created_at=record.created_at,
+        revoked_at=record.revoked_at,
+    )
