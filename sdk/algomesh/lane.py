@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from algomesh import errors
 from algomesh.content import Content
-from algomesh.pending import IN_ORDER, PARKED, RUNNING, SENT, Pending
+from algomesh.pending import PARKED, RUNNING, SENT, Pending
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
@@ -293,7 +293,7 @@ class Lane:
         except (BrokerError, TypeError) as error:
             log.warning("fleet_message_ignored", subject=message.subject, error=str(error))
             return
-        if isinstance(word, messages.Death) and word.reason not in IN_ORDER:
+        if isinstance(word, messages.Death):
             self._mourn(version, word)
         elif isinstance(word, messages.Unable):
             for pending in list(self._pending.values()):
@@ -303,7 +303,7 @@ class Lane:
 
     def _mourn(self, version: VersionId, death: messages.Death) -> None:
         for pending in list(self._pending.values()):
-            if pending.version == version and pending.may_have_died_with(death.instance):
+            if pending.version == version and pending.may_have_died_with(death.instance, death.reason):
                 self._lose(pending, death.reason, death.detail)
 
     def _lose(self, pending: Pending, reason: str, detail: str) -> None:

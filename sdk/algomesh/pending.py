@@ -20,8 +20,8 @@ OWN_FAULT: Final[dict[str, type[errors.MeshError]]] = {
     "timeout": errors.RunTimeout,
     "memory_exceeded": errors.MemoryExceeded,
 }
-# Leaving in good order: whatever was accepted has been answered or parked.
-IN_ORDER: Final = frozenset({"retired", "exit_drained"})
+# Leaving in good order: what was accepted has been answered or parked, but for a run that outlasted the drain.
+_IN_ORDER: Final = frozenset({"retired", "stopped"})
 
 
 class Pending:
@@ -81,11 +81,11 @@ class Pending:
         self.instance = instance
         self.doubted_at = 0.0
 
-    def may_have_died_with(self, instance: str) -> bool:
+    def may_have_died_with(self, instance: str, reason: str) -> bool:
         """Whether the death of `instance` may have taken this call along."""
         if self.state == RUNNING:
             return self.instance == instance
-        return self.state == SENT
+        return self.state == SENT and reason not in _IN_ORDER
 
     def fail(self, error: errors.MeshError) -> None:
         """End it with an error, once."""

@@ -1,6 +1,7 @@
 """A gateway in front of a mesh with a real registry; the test itself stands in for the instances."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -107,6 +108,10 @@ class Served:
     slow: StandIn
     stack: AsyncExitStack
 
+    async def stop_gateway(self) -> None:
+        """Stop the gateway, and nothing else."""
+        await self.stack.aclose()
+
     @property
     def url(self) -> str:
         return self.address.url
@@ -125,9 +130,9 @@ class Served:
         headers = {"Content-Type": _MEDIA[encoded.content_type], **options.pop("headers", {})}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        async with self.http.post(
-            self.url + path, data=options.pop("data", bytes(encoded.payload)), headers=headers, **options
-        ) as answer:
+        data = options.pop("data", bytes(encoded.payload))
+        body = io.BytesIO(data) if isinstance(data, bytes) else data
+        async with self.http.post(self.url + path, data=body, headers=headers, **options) as answer:
             is_json = answer.content_type == "application/json"
             return answer.status, await (answer.json() if is_json else answer.read()), answer
 
@@ -165,9 +170,10 @@ async def served(folder: Path, postgres: str, **fields: Any) -> AsyncIterator[Se
             for number, (version, behave) in enumerate([(ECHO, echo), (FAIL, fail), (SLOW, keep_silent)], 1)
         ]
         settings = Settings(**{"nats": mesh.url, "state": mesh.settings.state, "port": 0, "grace_s": 2.0} | fields)
-        address = await stack.enter_async_context(serving(settings))
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        there = Served(mesh, address, http, *stand_ins, stack=stack)
+        gateway = await stack.enter_async_context(AsyncExitStack())
+        address = await gateway.enter_async_context(serving(settings))
+        there = Served(mesh, address, http, *stand_ins, stack=gateway)
         await there.until_ready()
         for stand_in in stand_ins:
             await _until_known(there, stand_in.version)

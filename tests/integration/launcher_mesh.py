@@ -185,6 +185,7 @@ class Mesh:
 
     def __init__(self, url: str, folder: Path, **options: Any) -> None:
         capacity = options.pop("capacity", Capacity(max_instances=20, memory_bytes=64 * GIB))
+        options.setdefault("stop_s", 1.0)
         self.settings = Settings(nats_url=url, state=folder / "state", capacity=capacity, **options)
         self.stop = asyncio.Event()
         self.launcher: asyncio.Task[None] | None = None

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +125,13 @@ async def running_mesh(folder: Path, postgres: str, *, with_registry: bool = Tru
             # Entered first, so that it is closed after every connection it let in.
             await stack.enter_async_context(mesh.registry())
         yield mesh
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+    """Wait until the async condition holds. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not await holds():
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -13,10 +13,15 @@ import pytest_asyncio
 import algomesh
 from algomesh import errors
 from algomesh.content import Content
+from algomesh_broker import platform
+from algomesh_services.gateway.service import Address, serving
+from algomesh_services.gateway.settings import Settings
 from tests.conditions import until
 from tests.integration.gateway_fixtures import ADMIN_KEY, Served, answering, echo, keep_silent, served
+from tests.integration.registry_fixtures import ask
 
 pytestmark = pytest.mark.integration
+BEARER = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 @pytest_asyncio.fixture
@@ -207,7 +212,10 @@ async def test_the_listing_names_versions_newest_first(gateway: Served) -> None:
         entry = next(entry for entry in body["algorithms"] if entry["algorithm"] == "demo/echo")
         return [version["version"] for version in entry["versions"]]
 
-    await until(lambda: _equals(listed, ["0.2.0", "0.1.0"]))
+    async def is_listed() -> bool:
+        return await listed() == ["0.2.0", "0.1.0"]
+
+    await until(is_listed)
     assert (await gateway.get("/v1/algorithms", key=None))[0] == 401
 
 
@@ -220,19 +228,36 @@ async def test_the_address_file_says_where_it_listens(gateway: Served) -> None:
     assert gateway.address.port > 0
 
 
-async def test_stopping_finishes_what_is_in_flight(tmp_path: Path, postgres: str) -> None:
-    async with served(tmp_path, postgres, grace_s=5.0) as gateway:
-        request = asyncio.create_task(gateway.post("/mesh/v1/call/demo/slow", "late"))
-        call = await until(lambda: gateway.slow.calls and gateway.slow.calls[-1])
-        caller = call.root_caller
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.3, lambda: gateway.slow.result(caller, call, Content("text", "", b"finished")))
-        answered: asyncio.Task[tuple[int, object, aiohttp.ClientResponse]] = request
-        closing = asyncio.create_task(gateway.stack.aclose())
-        status, body, _ = await answered
-        await closing
+async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(gateway: Served) -> None:
+    settings = Settings(nats=gateway.mesh.url, state=gateway.mesh.settings.state, port=0)
+    leave = asyncio.Event()
+    addresses: asyncio.Queue[Address] = asyncio.Queue()
 
-    assert (status, body) == (200, b"finished")
+    async def serve() -> None:
+        async with serving(settings) as address:
+            addresses.put_nowait(address)
+            await leave.wait()
+
+    stopping = asyncio.create_task(serve())
+    address = await addresses.get()
+    await until(lambda: _answers(gateway, f"{address.url}/readyz", 200))
+    request = asyncio.create_task(gateway.http.post(f"{address.url}/mesh/v1/call/demo/slow", headers=BEARER, data=b"x"))
+    call = await until(lambda: gateway.slow.calls and gateway.slow.calls[-1])
+
+    leave.set()
+    await until(lambda: not settings.address_file.exists())
+    gateway.slow.result(call.root_caller, call, Content("text", "", b"finished"))
+    async with await request as answer:
+        assert (answer.status, await answer.read()) == (200, b"finished")
+    await asyncio.wait_for(stopping, 5)
+
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await gateway.http.get(f"{address.url}/healthz")
+
+
+async def _answers(gateway: Served, url: str, status: int) -> bool:
+    async with gateway.http.get(url) as answer:
+        return answer.status == status
 
 
 async def _knows(gateway: Served, algorithm: str) -> bool:
@@ -240,12 +265,5 @@ async def _knows(gateway: Served, algorithm: str) -> bool:
     return any(entry["algorithm"] == algorithm for entry in body["algorithms"])
 
 
-async def _equals(get: object, wanted: list[str]) -> bool:
-    return await get() == wanted  # type: ignore[operator,no-any-return]
-
-
 async def _revoke(gateway: Served, name: str) -> None:
-    from algomesh_broker import platform
-    from tests.integration.registry_fixtures import ask
-
     await ask(await gateway.mesh.admin(), "key-revoke", platform.KeyRevoke(key=name), platform.Done)

@@ -14,7 +14,7 @@ from algomesh_broker.identity import Identity, new_key, sign_instance_token
 from algomesh_broker.names import VersionId
 from algomesh_broker.streams import JetStreamAdmin
 from tests.conditions import until
-from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, Refusals, publish, running_mesh
+from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, Refusals, eventually, publish, running_mesh
 
 pytestmark = pytest.mark.integration
 
@@ -337,7 +337,7 @@ class TestAnInstance:
         async def is_empty() -> bool:
             return await launcher.pending_parked() == {}
 
-        await until(is_empty)
+        await eventually(is_empty)
 
     async def test_with_a_token_of_its_own_making_is_turned_away(self, mesh: Mesh) -> None:
         forger_seed = credentials.read_seed(mesh.secrets, "gateway")
@@ -423,4 +423,3 @@ class TestASteeredAnswer:
         await launcher.connection.flush()
 
         assert await launcher.pending_parked(LOWER) == {}
-

@@ -296,6 +296,43 @@ async def test_minimum_instances_start_at_publish_and_stay(mesh: Mesh) -> None:
     await until_so(is_ready)
 
 
+async def test_a_minimum_that_was_stopped_stays_away_until_the_next_call(mesh: Mesh) -> None:
+    echo = await mesh.shelf.publish("demo/echo/1.0.0", ECHO, min_instances=1)
+
+    async def is_ready() -> bool:
+        return [row.state for row in await mesh.ps()] == ["ready"]
+
+    await until_so(is_ready)
+    await mesh.ask("stop", platform.Stop(version="1.0.0"), platform.Done, "demo/echo")
+    told = len(mesh.caller.beats)
+    await until(lambda: len(mesh.caller.beats) > told + 1, 5)  # housekeeping has passed several times
+
+    assert await mesh.ps() == []
+    assert value(await mesh.caller(echo, 1)) == 1
+
+
+async def test_only_the_newest_of_a_major_number_keeps_its_minimum(mesh: Mesh) -> None:
+    for number in ("1.0.0", "1.1.0", "2.0.0"):
+        await mesh.shelf.publish(f"demo/echo/{number}", ECHO.replace("1.0.0", number), min_instances=1, idle_s=0.1)
+
+    async def is_settled() -> bool:
+        return sorted((row.version, row.state) for row in await mesh.ps()) == [("1.1.0", "ready"), ("2.0.0", "ready")]
+
+    await until_so(is_settled)
+
+
+async def test_content_that_was_replaced_is_never_served_again(mesh: Mesh) -> None:
+    code = '@algorithm("demo/says", version="1.0.0")\ndef main(x):\n    return "{}"\n'
+    says = await mesh.shelf.publish("demo/says/1.0.0", code.format("old"))
+    assert value(await mesh.caller(says)) == "old"
+
+    await mesh.shelf.publish("demo/says/1.0.0", code.format("new"))
+    await until(lambda: mesh.caller.of(messages.Death), 5)
+
+    assert mesh.caller.of(messages.Death)[0].detail == "replaced"
+    assert value(await mesh.caller(says)) == "new"
+
+
 async def test_what_instances_print_can_be_read(mesh: Mesh) -> None:
     code = """
     print("imported")

@@ -22,7 +22,7 @@ from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.refusals import Refusal
 from algomesh_services.registry.service import serve
 from tests.conditions import until
-from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, Refused, ask, publish, running_mesh, upload
+from tests.integration.registry_fixtures import Mesh, Refused, ask, eventually, publish, running_mesh, upload
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +67,7 @@ class TestPublishing:
 
         for changed in ({"data": b"other"}, {"concurrency": 8}):
             with pytest.raises(Refused, match=r"version to 1\.0\.2") as refused:
-                await publish(admin, "text/clean/1.0.0", **changed)  # type: ignore[arg-type]
+                await publish(admin, "text/clean/1.0.0", **changed)
             assert refused.value.code == "version_exists"
 
     async def test_what_the_environment_lacks_is_named(self, admin: Connection) -> None:
@@ -115,8 +115,9 @@ class TestPublishing:
         digest = await upload(admin, "text/clean", b"archive")
         manifest = platform.Manifest(owner="bank", name="secret", version="1.0.0", entry="m:f")
 
+        wanted = platform.Publish(manifest=manifest, digest=digest)
+
         with pytest.raises(Refused) as refused:
-            wanted = platform.Publish(manifest=manifest, digest=digest)
             await ask(admin, "publish", wanted, platform.Published, algorithm="text/clean")
 
         assert refused.value.code == "bad_manifest"
@@ -124,8 +125,9 @@ class TestPublishing:
     async def test_a_publish_without_its_archive_is_refused(self, admin: Connection) -> None:
         manifest = platform.Manifest(owner="text", name="clean", version="1.0.0", entry="m:f")
 
+        wanted = platform.Publish(manifest=manifest, digest="0" * 64)
+
         with pytest.raises(Refused) as refused:
-            wanted = platform.Publish(manifest=manifest, digest="0" * 64)
             await ask(admin, "publish", wanted, platform.Published, algorithm="text/clean")
 
         assert refused.value.code == "archive_missing"
@@ -136,7 +138,11 @@ class TestPublishing:
         launcher = await mesh.program("launcher")
 
         stored = await ask(
-            launcher, "manifest", platform.FetchManifest(version="1.0.0"), platform.StoredManifest, algorithm="text/clean"
+            launcher,
+            "manifest",
+            platform.FetchManifest(version="1.0.0"),
+            platform.StoredManifest,
+            algorithm="text/clean",
         )
         fetched = b""
         while len(fetched) < len(data):
@@ -190,15 +196,17 @@ class TestArchives:
 
     @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
     async def test_what_is_no_digest_is_refused(self, admin: Connection, digest: str) -> None:
+        wanted = platform.Upload(digest=digest, size_bytes=1, offset=0, data=b"x")
+
         with pytest.raises(Refused) as refused:
-            wanted = platform.Upload(digest=digest, size_bytes=1, offset=0, data=b"x")
             await ask(admin, "upload", wanted, platform.Uploaded, algorithm="a/b")
 
         assert refused.value.code == "bad_message"
 
     async def test_too_large_an_archive_is_refused_before_it_is_sent(self, admin: Connection) -> None:
+        wanted = platform.Upload(digest="0" * 64, size_bytes=3 * 2**30, offset=0, data=b"x")
+
         with pytest.raises(Refused) as refused:
-            wanted = platform.Upload(digest="0" * 64, size_bytes=3 * 2**30, offset=0, data=b"x")
             await ask(admin, "upload", wanted, platform.Uploaded, algorithm="a/b")
 
         assert refused.value.code == "archive_too_large"
@@ -243,7 +251,9 @@ class TestKeys:
 
         assert key.rpartition("_")[2].encode() not in str(rows).encode()
 
-    @pytest.mark.parametrize("scopes", [[], ["call"], ["call:"], ["call:a/b/1.0.0"], ["call:>"], ["call:*.*"], ["root"]])
+    @pytest.mark.parametrize(
+        "scopes", [[], ["call"], ["call:"], ["call:a/b/1.0.0"], ["call:>"], ["call:*.*"], ["root"]]
+    )
     async def test_a_scope_that_is_none_is_refused(self, admin: Connection, scopes: list[str]) -> None:
         with pytest.raises(Refused) as refused:
             await ask(admin, "key-create", platform.KeyCreate(name="x", scopes=scopes), platform.KeyCreated)
@@ -340,7 +350,7 @@ class TestWeather:
                 return False
             return True
 
-        await until(is_back, 10.0)
+        await eventually(is_back, 10.0)
 
     async def test_two_registries_agree(self, mesh: Mesh, admin: Connection) -> None:
         async with mesh.registry():
@@ -356,7 +366,7 @@ class TestWeather:
                         return True
                     return False
 
-                await until(is_refused, 1.0)
+                await eventually(is_refused, 1.0)
 
     async def test_it_waits_for_its_servers_and_stops_while_it_waits(self, tmp_path: Path) -> None:
         async with running_mesh(tmp_path, "postgresql:///nowhere?host=/nonexistent", with_registry=False) as mesh:
@@ -411,4 +421,3 @@ class TestWeather:
             await ask(admin, "publish", platform.KeyList(), platform.Published, algorithm="a/b")
         assert refused.value.code == "bad_message"
         assert (await ask(admin, "key-list", platform.KeyList(), platform.KeyRows)).keys
-

@@ -37,14 +37,14 @@ async def test_a_call_that_waited_for_a_slot_of_a_warm_instance_did_not(pending:
 
 async def test_only_what_was_there_may_have_died_there(pending: Pending) -> None:
     pending.state, pending.instance = RUNNING, "l-1"
-    assert pending.may_have_died_with("l-1")
-    assert not pending.may_have_died_with("l-2")
+    assert pending.may_have_died_with("l-1", "crash")
+    assert not pending.may_have_died_with("l-2", "crash")
 
     pending.state = SENT
-    assert pending.may_have_died_with("l-2")
+    assert pending.may_have_died_with("l-2", "crash")
 
     pending.state = PARKED
-    assert not pending.may_have_died_with("l-1")
+    assert not pending.may_have_died_with("l-1", "crash")
 
 
 async def test_it_is_sent_again_until_its_attempts_are_over(pending: Pending) -> None:
@@ -70,3 +70,11 @@ async def test_a_neighbour_of_one_that_took_too_much_is_tried_again(pending: Pen
     pending.state = SENT
 
     assert pending.lost("memory_exceeded", "") is None
+
+
+async def test_one_that_left_in_good_order_took_only_what_it_still_ran(pending: Pending) -> None:
+    pending.state = SENT
+    assert not pending.may_have_died_with("l-1", "retired")
+
+    pending.state, pending.instance = RUNNING, "l-1"
+    assert pending.may_have_died_with("l-1", "retired")

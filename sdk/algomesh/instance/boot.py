@@ -5,6 +5,7 @@ those in algomesh_broker/boot.py, after the reason has been written as the log's
 """
 
 import asyncio
+import contextlib
 import importlib
 import mmap
 import os
@@ -90,6 +91,8 @@ async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter)
         await _wait_for_end(stop, runner)
         watch.enter(Phase.DRAINING)
         await runner.drain(_DRAIN_S if boot.options.timeout_s is None else min(_DRAIN_S, boot.options.timeout_s))
+        with contextlib.suppress(BrokerError):  # its last answers must be with the server before its death is told
+            await connection.flush()
     return STUCK_CODE if runner.stuck.is_set() else 0
 
 

@@ -57,7 +57,7 @@ class AlgorithmiaFace:
             reference = read_reference(request)
             bind_contextvars(algorithm=str(reference))
             if output not in _OUTPUTS:
-                raise errors.BadReference(f"output={output[:40]!r} is none of {', '.join(_OUTPUTS)}")
+                raise errors.BadInput(f"output={output[:40]!r} is none of {', '.join(_OUTPUTS)}")
             timeout_s = _timeout_s(request)
             async with AsyncExitStack() as held:
                 transport, content = await held.enter_async_context(self._enter(request))

@@ -76,9 +76,8 @@ async def _answer(request: web.Request, handler: Handler, *, is_serving: bool) -
 
 
 def _refusal(request: web.Request, error: errors.MeshError) -> web.Response:
-    if request.path.startswith("/v1/"):
-        return failure_answer(error, is_run=False)
-    answer = error_answer(error)
+    is_shaped = request.path.startswith("/v1/")
+    answer = failure_answer(error, is_run=False) if is_shaped else error_answer(error)
     if isinstance(error, MethodNotAllowed):
         answer.headers[hdrs.ALLOW] = _allowed(request)
     bind_contextvars(code=error.code)

@@ -31,7 +31,7 @@ NET_S = 1.0
 HOUSEKEEPING_S = 0.25
 _BACK_OFF_FIRST_S, _BACK_OFF_LAST_S = 0.5, 30.0
 _SILENT_TRIES = 2
-_REST_AFTER_CRASH_S = 5.0
+_SHORT_LIFE_S = 2.0
 _FORGET_AFTER_S = 30.0
 _FORGET_AT_ONCE = 100
 _LEARN_AT_ONCE = 2
@@ -164,8 +164,9 @@ class Control:
         """A place is free; whoever waited for one, or for this instance, comes next."""
         if not self._is_open:
             return
-        if not instance.retired and instance.state == "ready":
-            self._state(instance.version).rest_until = self._clock() + _REST_AFTER_CRASH_S
+        now = self._clock()
+        if not instance.retired and instance.state == "ready" and now - instance.ready_at < _SHORT_LIFE_S:
+            self._state(instance.version).rest_until = now + _SHORT_LIFE_S  # its minimum would be a storm
         if self._unmet:
             self._reconcile(self._unmet.copy())
         self._look_soon(instance.version)
@@ -335,7 +336,8 @@ class Control:
         for version, state in self._states.items():
             if version.algorithm == algorithm:
                 state.failures, state.blocked_until, state.unable, state.is_stopped = 0, 0.0, None, False
-                self._bundles.forget(version, known.get(version, ""))
+        for version in known.keys() | {each for each in self._states if each.algorithm == algorithm}:
+            self._bundles.forget(version, known.get(version, ""))
         for instance in list(self._fleet.instances.values()):
             if instance.version.algorithm != algorithm:
                 continue

@@ -101,6 +101,8 @@ class Fleet:
         """Let an instance drain and go; it is killed when it takes longer than its version's timeout, or `grace_s`."""
         if instance.state == "draining":
             return
+        if instance.process is not None:
+            self._notice_ready(instance, instance.process, self._clock())
         log.info("instance_retired", instance=instance.id, version=str(instance.version), reason=reason)
         instance.state, instance.retired = "draining", reason
         if grace_s is None:
@@ -215,29 +217,32 @@ class Fleet:
 
     async def _wait_ready(self, instance: Instance, process: Process, exited: "asyncio.Task[Exit]") -> bool:
         """Return True once it is ready, False when it died before; one that takes too long is killed."""
-        limit_s = self._settings.start_timeout_s
+        limit_s, forked_at = self._settings.start_timeout_s, self._clock()
         while not exited.done():
             now = self._clock()
-            if process.watch.phase >= WatchPhase.READY:
-                self._became_ready(instance, now)
+            if self._notice_ready(instance, process, now):
                 return True
-            if now - instance.launched_at > limit_s:
+            if now - forked_at > limit_s:
                 process.kill("timeout", f"was not ready within {limit_s:g} s")
                 limit_s = float("inf")
-            quick = now - instance.launched_at < _POLL_FAST_FOR_S
+            quick = now - forked_at < _POLL_FAST_FOR_S
             await asyncio.wait({exited}, timeout=_POLL_S if quick else _SLOW_POLL_S)
         return False
 
-    def _became_ready(self, instance: Instance, now: float) -> None:
+    def _notice_ready(self, instance: Instance, process: Process, now: float) -> bool:
+        """Return whether it has become ready; the first time, that is told."""
+        if process.watch.phase < WatchPhase.READY:
+            return False
+        if instance.state != "starting":  # told already, or retired in the last moment: it takes nothing
+            return True
+        instance.state = "ready"
         instance.start_ms = round((now - instance.launched_at) * 1e3)
         instance.ready_at = instance.idle_since = now
-        if instance.state == "draining":  # retired in the last moment: it takes nothing
-            return
-        instance.state = "ready"
         self._say(instance.version, messages.Ready(instance=instance.id, start_ms=instance.start_ms))
         log.info("instance_ready", instance=instance.id, version=str(instance.version), start_ms=instance.start_ms)
         if self.events is not None:
             self.events.on_ready(instance)
+        return True
 
     async def _drain(self, instance: Instance, grace_s: float) -> None:
         if instance.process is not None:

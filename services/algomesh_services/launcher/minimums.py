@@ -16,6 +16,7 @@ from algomesh_services.launcher.provision import as_failure
 log = structlog.get_logger("algomesh.launcher")
 
 _RETRY_S = 1.0
+_MANY, _PAUSE_S = 100, 0.005  # thousands of manifests are asked for beside the calls, not before them
 
 
 class Minimums:
@@ -33,7 +34,9 @@ class Minimums:
         for floor in [floor for floor in self.floors if floor.algorithm == algorithm]:
             if floor not in newest.values():
                 del self.floors[floor]
-        self._unlearned.update(dict.fromkeys(newest.values()))
+        for version in newest.values():
+            self._unlearned.pop(version, None)
+            self._unlearned[version] = None
         self._wake.set()
 
     async def learn(self) -> None:
@@ -41,8 +44,9 @@ class Minimums:
         while not self._unlearned:
             self._wake.clear()
             await self._wake.wait()
-        version = next(iter(self._unlearned))
-        del self._unlearned[version]
+        version, _ = self._unlearned.popitem()  # what was published just now comes before what a start has found
+        if len(self._unlearned) > _MANY:
+            await asyncio.sleep(_PAUSE_S)
         try:
             manifest = await self._bundles.manifest(version)
         except (BrokerError, BadArchive) as error:

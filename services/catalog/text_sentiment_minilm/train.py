@@ -91,6 +91,7 @@ def main() -> None:
     weights = fit(others.joined(seen))
     report("the head that is written, on the other half", weights, unseen)
     save_file(weights, arguments.output)
+    arguments.output.chmod(0o644)  # written for its owner only, and instances may run as somebody else
     print(f"wrote {arguments.output.name}, {arguments.output.stat().st_size:,} bytes")
 
 
