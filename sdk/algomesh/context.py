@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from algomesh import clients
+from algomesh import clients, errors
 from algomesh.transport import Origin
 
 if TYPE_CHECKING:
@@ -84,14 +84,18 @@ class ChildAlgo:
         """
         if self._host is None:
             return clients.client().algo(str(self.reference)).pipe(value, timeout=timeout)
-        work = self._host.call_child(self._context, self.reference, value, timeout)
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is self._host.loop:
-            return work
-        return asyncio.run_coroutine_threadsafe(work, self._host.loop).result()
+        if running is self._host.loop and asyncio.current_task() is None:
+            # A short plain function without `calls` runs inline; the broker would refuse its call anyway.
+            raise errors.PermissionDenied(
+                f"it may not call {self.reference}; declare @algorithm(calls=[{self.reference.algorithm!r}])",
+                stage=self._context.algorithm,
+            )
+        work = self._host.call_child(self._context, self.reference, value, timeout)
+        return work if running is self._host.loop else asyncio.run_coroutine_threadsafe(work, self._host.loop).result()
 
 
 _current: contextvars.ContextVar[RunContext | None] = contextvars.ContextVar("algomesh_run", default=None)

@@ -1,8 +1,7 @@
 """Runs user code: inline, in a thread, or awaited; and answers for it.
 
-A plain function starts in a thread. When its runs have proved short (all of the last 16 under a millisecond)
-and it calls no other algorithm, it goes inline, where a call costs no hand-over; one that then takes over 5 ms
-goes back to its thread for good. `async def` is awaited. `ALGOMESH_DISPATCH=inline|thread` fixes the choice.
+A plain function runs in a thread or inline in the loop (dispatch.py says when), `async def` is awaited.
+`ALGOMESH_DISPATCH=inline|thread` fixes the choice for plain functions.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 
@@ -20,6 +19,7 @@ from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
 from algomesh.instance.answers import Answers, Outcome
 from algomesh.instance.capacity import Capacity
+from algomesh.instance.dispatch import DispatchChoice
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import Job
 from algomesh.instance.output import log_exception
@@ -37,14 +37,12 @@ from algomesh_broker.protocol import NO_RESPONDERS
 
 log = structlog.get_logger("algomesh.runner")
 
-Dispatch = Literal["inline", "thread", "await"]
 
 SAY_RUNNING_S: Final = 0.1
 SAY_AGAIN_S: Final = 1.0
 GRACE_S: Final = 2.0
 STUCK_CODE: Final = 74
 _SWEEP_S: Final = 0.05
-_SHORT_S, _LONG_S, _PROVE = 0.001, 0.005, 16
 _MOST_SUSPENDED: Final = 256
 _GONE_TWICE: Final = 3
 
@@ -82,8 +80,7 @@ class Runner:
         self._children: NatsTransport | None = None
         self._children_lock = asyncio.Lock()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._short_runs = 0
-        self.dispatch, self._is_fixed = _choose_dispatch(algorithm)
+        self._dispatch = _choose_dispatch(algorithm)
 
     async def open(self) -> None:
         """Take calls from now on."""
@@ -125,7 +122,7 @@ class Runner:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
         self._jobs[job.call.run] = job
         self._watch.begin(job.call.run, int((job.limit + GRACE_S) * 1e9))
-        if self.dispatch == "inline":
+        if self._dispatch.mode == "inline":
             self._done(job, self._work(job), self.loop.time() - now)
             return
         if job.is_parked:
@@ -133,7 +130,7 @@ class Runner:
         self._answers.began(job)
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
-        if self.dispatch == "await":
+        if self._dispatch.mode == "await":
             job.task = self.loop.create_task(self._await(job), name=f"run-{job.call.run}")
         else:
             self._threads.submit(partial(self._in_thread, job))
@@ -203,23 +200,10 @@ class Runner:
         if not job.abandoned_at:
             self._answers.answer(job, outcome, took_s)
         self._intake.serve()
-        if not self._is_fixed:
-            self._learn(took_s)
+        if self._dispatch.observe(took_s):
+            log.info("dispatch_changed", dispatch=self._dispatch.mode, took_ms=round(took_s * 1000, 2))
         if self._intake.is_draining and not self._jobs:
             self._ended.set()
-
-    def _learn(self, took_s: float) -> None:
-        """Choose between thread and inline for a plain function."""
-        if self.dispatch == "inline":
-            if took_s > _LONG_S:
-                self.dispatch, self._is_fixed = "thread", True
-                log.info("dispatch_changed", dispatch="thread", took_ms=round(took_s * 1000, 2))
-        elif took_s > _SHORT_S:
-            self._short_runs = 0
-        else:
-            self._short_runs += 1
-            if self._short_runs >= _PROVE and not self._suspended:
-                self.dispatch = "inline"
 
     # Time, cancel, callers that have gone
 
@@ -316,14 +300,14 @@ _MORE_TIME = "give more time (timeout=…)"
 _LONGER = "raise `timeout` in @algorithm, or send less at once"
 
 
-def _choose_dispatch(algorithm: Algorithm[Any, Any]) -> tuple[Dispatch, bool]:
-    """The dispatch to begin with, and whether it stays."""
+def _choose_dispatch(algorithm: Algorithm[Any, Any]) -> DispatchChoice:
+    """The dispatch to begin with; what may wait for others must not do so in the loop."""
     if algorithm.is_async:
-        return "await", True
+        return DispatchChoice("await", is_fixed=True)
+    if algorithm.options.calls:
+        return DispatchChoice("thread", is_fixed=True)
     wanted = os.environ.get("ALGOMESH_DISPATCH", "")
-    if wanted == "inline":
-        return "inline", True
-    return "thread", wanted == "thread" or bool(algorithm.options.calls)
+    return DispatchChoice("inline" if wanted == "inline" else "thread", is_fixed=wanted in ("inline", "thread"))
 
 
 def _error_of(error: BaseException) -> errors.MeshError:

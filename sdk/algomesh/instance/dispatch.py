@@ -1,0 +1,52 @@
+"""Where a plain function runs: in a thread, or inline in the loop, where a call costs no hand-over. Pure.
+
+It starts in a thread. When its runs have proved short it goes inline; runs that hold up the loop send it back,
+and it must then prove itself four times as long. A single slow run on a busy machine is no reason either way.
+"""
+
+from typing import Final, Literal
+
+Dispatch = Literal["inline", "thread", "await"]
+
+SHORT_S: Final = 0.001
+LONG_S: Final = 0.005
+VERY_LONG_S: Final = 0.05
+_PROOF, _MOST_PROOF = 16, 4096
+_STRIKES, _FORGIVE_AFTER = 3, 64
+
+
+class DispatchChoice:
+    """The choice for one instance; `mode` is what it is now."""
+
+    def __init__(self, mode: Dispatch, *, is_fixed: bool) -> None:
+        self.mode = mode
+        self._is_fixed = is_fixed or mode == "await"
+        self._needed = _PROOF
+        self._proof = 0
+        self._strikes = 0
+        self._good = 0
+
+    def observe(self, took_s: float) -> bool:
+        """Learn from a run that took `took_s` seconds; True when the mode has changed."""
+        if self._is_fixed:
+            return False
+        if self.mode == "inline":
+            return self._observe_inline(took_s)
+        self._proof = self._proof + 1 if took_s <= SHORT_S else max(0, self._proof - 4)
+        if self._proof < self._needed:
+            return False
+        self.mode, self._strikes, self._good = "inline", 0, 0
+        return True
+
+    def _observe_inline(self, took_s: float) -> bool:
+        if took_s <= LONG_S:
+            self._good += 1
+            if self._good >= _FORGIVE_AFTER:
+                self._good, self._strikes = 0, max(0, self._strikes - 1)
+            return False
+        self._strikes += _STRIKES if took_s > VERY_LONG_S else 1
+        if self._strikes < _STRIKES:
+            return False
+        self.mode, self._proof = "thread", 0
+        self._needed = min(_MOST_PROOF, 4 * self._needed)
+        return True
