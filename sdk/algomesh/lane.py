@@ -6,6 +6,7 @@ pending calls, and has one timer for all their deadlines. Everything it promises
 """
 
 import asyncio
+import itertools
 import math
 import secrets
 import time
@@ -60,7 +61,8 @@ class Lane:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, Pending] = {}
-        self._next_id = 0
+        self._ids = itertools.count(1)
+        self._free_ids: list[str] = []
         self._fleet: dict[VersionId, Subscription] = {}
         self._host_beats: dict[str, float] = {}
         self._silent_since = 0.0
@@ -107,6 +109,8 @@ class Lane:
             raise errors.Unreachable(str(error), stage=str(order.version)) from error
         finally:
             del self._pending[call_id]
+            if pending.is_over_cleanly:
+                self._free_ids.append(call_id)
 
     def close(self) -> None:
         """Fail what is still pending."""
@@ -121,8 +125,7 @@ class Lane:
         version = order.version
         if version not in self._fleet:
             self._fleet[version] = self._connection.join(subjects.fleet(version), self._on_fleet)
-        self._next_id += 1
-        call_id = format(self._next_id, "x")
+        call_id = self._take_id()
         call = messages.Call(
             run=order.run,
             root=order.root,
@@ -150,6 +153,10 @@ class Lane:
             self._sweeping = self._loop.call_later(_sweep_every_s(1), self._sweep)
         return pending, call_id
 
+    def _take_id(self) -> str:
+        """A call's number, used again and again: nats-server caches what it knows of a subject, and few are enough."""
+        return self._free_ids.pop() if self._free_ids else format(next(self._ids), "x")
+
     def _send(self, pending: Pending) -> None:
         """Publish on the live lane; while the server is away, the reconnect will send it."""
         pending.state, pending.instance = SENT, ""
@@ -161,7 +168,7 @@ class Lane:
         """Nobody is there: leave it with the stream, and say that somebody waits."""
         if pending.parked_at == 0.0:
             pending.parked_at = self._loop.time()
-        pending.state = PARKED
+        pending.state, pending.was_parked = PARKED, True
         reply = subjects.no_responders(self._caller, self._session, pending.call.call)
         left_s = max(1, math.ceil(pending.deadline - self._loop.time()))
         envelope = self._envelope(pending)
@@ -254,7 +261,7 @@ class Lane:
                     pending.on_progress(reply)
             case messages.Parked():
                 if pending.state == SENT:
-                    pending.state = PARKED
+                    pending.state, pending.was_parked = PARKED, True
                     pending.parked_at = pending.parked_at or self._loop.time()
 
     def _on_server_word(self, pending: Pending, message: Message) -> None:

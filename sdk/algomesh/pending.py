@@ -43,6 +43,7 @@ class Pending:
         "state",
         "subject",
         "version",
+        "was_parked",
     )
 
     def __init__(
@@ -64,11 +65,17 @@ class Pending:
         self.state = SENT
         self.instance = ""
         self.losses = 0
+        self.was_parked = False
         self.parked_at = 0.0
         self.homeless_since = 0.0
         self.cold_s = 0.0
         self.doubted_at = 0.0
         self.on_progress: Any = None
+
+    @property
+    def is_over_cleanly(self) -> bool:
+        """Whether nothing about this call can still arrive: answered at its first attempt, by a live instance."""
+        return self.future.done() and not self.future.cancelled() and self.call.attempt == 1 and not self.was_parked
 
     def taken(self, instance: str, ready_ms: int, now: float) -> None:
         """An instance has it; if it was not ready yet when the call was parked, that wait was a cold start."""

@@ -28,6 +28,15 @@ def test_a_slow_function_stays_in_its_thread() -> None:
     assert choice.mode == "thread"
 
 
+def test_a_run_that_only_waited_proves_nothing() -> None:
+    choice = DispatchChoice("thread", is_fixed=False)
+    for _ in range(15):
+        choice.observe(0.0001, 0.0001)
+
+    assert not choice.observe(0.008, 0.0001)
+    assert choice.observe(0.0001, 0.0001)
+
+
 def test_one_slow_run_on_a_busy_machine_changes_nothing() -> None:
     choice = proved()
 

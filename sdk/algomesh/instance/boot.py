@@ -7,6 +7,7 @@ those in algomesh_broker/boot.py, after the reason has been written as the log's
 import asyncio
 import contextlib
 import importlib
+import logging
 import mmap
 import os
 import signal
@@ -118,6 +119,7 @@ def _log_plainly() -> None:
     """Instances write one plain line per event; the launcher's log is the structured one."""
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )

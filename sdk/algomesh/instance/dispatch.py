@@ -12,7 +12,7 @@ SHORT_S: Final = 0.001
 LONG_S: Final = 0.005
 VERY_LONG_S: Final = 0.05
 _PROOF, _MOST_PROOF = 16, 4096
-_STRIKES, _FORGIVE_AFTER = 3, 64
+_STRIKES, _FORGIVE_AFTER = 3, 32
 
 
 class DispatchChoice:
@@ -26,13 +26,19 @@ class DispatchChoice:
         self._strikes = 0
         self._good = 0
 
-    def observe(self, took_s: float) -> bool:
-        """Learn from a run that took `took_s` seconds; True when the mode has changed."""
+    def observe(self, took_s: float, cpu_s: float | None = None) -> bool:
+        """Learn from a run that took `took_s` seconds, `cpu_s` of them computing; True when the mode has changed.
+
+        A run that computed little but took long has waited, for something or just for a busy machine: no proof.
+        """
         if self._is_fixed:
             return False
         if self.mode == "inline":
             return self._observe_inline(took_s)
-        self._proof = self._proof + 1 if took_s <= SHORT_S else max(0, self._proof - 4)
+        if took_s <= SHORT_S:
+            self._proof += 1
+        elif cpu_s is None or cpu_s > SHORT_S or took_s > VERY_LONG_S:
+            self._proof = max(0, self._proof - 4)
         if self._proof < self._needed:
             return False
         self.mode, self._strikes, self._good = "inline", 0, 0

@@ -170,9 +170,9 @@ class Runner:
             leave(token)
 
     def _in_thread(self, job: Job) -> Callable[[], None]:
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.thread_time()
         outcome = self._work(job)
-        return partial(self._done, job, outcome, time.perf_counter() - began)
+        return partial(self._done, job, outcome, time.perf_counter() - began, time.thread_time() - began_cpu)
 
     async def _await(self, job: Job) -> None:
         assert job.context is not None
@@ -190,7 +190,7 @@ class Runner:
             leave(token)
         self._done(job, outcome, self.loop.time() - began)
 
-    def _done(self, job: Job, outcome: Outcome, took_s: float) -> None:
+    def _done(self, job: Job, outcome: Outcome, took_s: float, cpu_s: float | None = None) -> None:
         """The code has come to its end: make room, answer, go on."""
         if self._jobs.get(job.call.run) is job:
             del self._jobs[job.call.run]
@@ -200,7 +200,7 @@ class Runner:
         if not job.abandoned_at:
             self._answers.answer(job, outcome, took_s)
         self._intake.serve()
-        if self._dispatch.observe(took_s):
+        if self._dispatch.observe(took_s, cpu_s):
             log.info("dispatch_changed", dispatch=self._dispatch.mode, took_ms=round(took_s * 1000, 2))
         if self._intake.is_draining and not self._jobs:
             self._ended.set()
