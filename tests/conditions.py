@@ -9,7 +9,9 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 5.0, *, every_s: float = 0.01) -> T:
+async def until(
+    condition: Callable[[], Awaitable[T]] | Callable[[], T], timeout_s: float = 5.0, *, every_s: float = 0.01
+) -> T:
     """Wait until `condition`, a plain or async function, returns something true, and return that.
 
     Raises:

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import random
 import re
+import secrets
 import ssl
 import time
 from collections import deque
@@ -48,6 +49,9 @@ class Subscription:
     def __init__(self, connection: "Connection", sid: int, subject: str, queue: str, callback: Callback) -> None:
         self._connection = connection
         self.sid, self.subject, self.queue, self.callback = sid, subject, queue, callback
+        # JetStream delivers a pulled message under its own subject wherever the puller's reply field points, so a
+        # message may arrive that was published elsewhere (ADR 0004). Only an inbox expects such; who pulls, checks.
+        self.prefix = "" if subject.startswith("_INBOX.") else re.split(r"[*>]", subject, maxsplit=1)[0]
 
     def leave(self) -> "asyncio.Future[None]":
         """Stop new messages; what the server had routed before still reaches the callback until the future is done."""
@@ -76,6 +80,7 @@ class Connection:
         self._asking: dict[str, asyncio.Future[Message]] = {}
         self._inbox: Subscription | None = None
         self._inbox_ids = itertools.count(1)
+        self._asks = f"ask-{secrets.token_hex(6)}"  # connections of one identity share its inbox
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self._closed = False
@@ -163,8 +168,8 @@ class Connection:
         Raises Forbidden when the publish is refused, Unreachable when nobody listens or answers in time.
         """
         if self._inbox is None:
-            self._inbox = self.join(f"{self.identity.inbox}.ask.*", self._on_answer)
-        reply = f"{self.identity.inbox}.ask.{next(self._inbox_ids)}"
+            self._inbox = self.join(f"{self.identity.inbox}.{self._asks}.*", self._on_answer)
+        reply = f"{self.identity.inbox}.{self._asks}.{next(self._inbox_ids)}"
         future: asyncio.Future[Message] = self._loop.create_future()
         self._asking[reply] = future
 
@@ -255,6 +260,9 @@ class Connection:
         """Hand a message to its subscription; an error in a callback is logged, and ends nothing."""
         subscription = self._subscriptions.get(sid)
         if subscription is None:
+            return
+        if not message.subject.startswith(subscription.prefix):
+            log.warning("steered_message_ignored", subject=message.subject, subscription=subscription.subject)
             return
         try:
             subscription.callback(message)

@@ -7,9 +7,11 @@ arrives live counts more than a page, since a page may have been read before it.
 
 import asyncio
 import contextlib
+import heapq
 import itertools
 import secrets
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import msgspec
@@ -28,9 +30,10 @@ _PREFIX = DIRECTORY_UPDATES.removesuffix(">")
 _PAGE = 1_000
 _PAGE_WITHIN_S = 5.0
 _RETRY_S = 0.1
-_COMPARED = 64
+_LOOKED_AT, _COMPARED = 1_000, 32
 _END_OF_PAGE, _NOT_FOUND = 204, 404
 _GONE = ("DEL", "PURGE")
+_parse_version = lru_cache(4_096)(Version.parse)  # most versions are 1.0.0
 
 
 class UnknownAlgorithm(BrokerError, LookupError):
@@ -173,7 +176,7 @@ class Directory:
             return len(letters.symmetric_difference(algorithm)) + abs(len(algorithm) - len(wanted))
 
         pool: Iterable[str] = self._by_owner.get(reference.owner) or self._known
-        close = sorted(itertools.islice(pool, 2_000), key=unlikeness)[: _COMPARED - len(same_name)]
+        close = heapq.nsmallest(_COMPARED - len(same_name), itertools.islice(pool, _LOOKED_AT), key=unlikeness)
         return [name for name in (*same_name, *close) if self._known[name].versions]
 
     # Keeping up
@@ -202,7 +205,9 @@ class Directory:
         before = self._known.get(algorithm)
         if before is not None and before.entry == entry:
             return
-        versions = sorted(((Version.parse(version.version), version) for version in entry.versions), key=_number)
+        versions = [(_parse_version(version.version), version) for version in entry.versions]
+        if len(versions) > 1:
+            versions.sort(key=_number)
         self._known[algorithm] = _Known(entry, versions)
         self._by_name.setdefault(entry.name, set()).add(algorithm)
         self._by_owner.setdefault(entry.owner, set()).add(algorithm)

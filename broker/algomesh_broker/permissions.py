@@ -179,7 +179,8 @@ def _launcher() -> Permissions:
 
 
 def _ledger() -> Permissions:
-    return _made(["reply.platform.ledger.>"], _serves("ledger"))
+    # It hears of deaths, so that a run whose instance and sender are both gone gets its end.
+    return _made(["reply.platform.ledger.>"], [*_serves("ledger"), subjects.ALL_FLEET])
 
 
 def _gateway() -> Permissions:

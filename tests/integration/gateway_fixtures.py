@@ -2,9 +2,9 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from algomesh_services.gateway.service import Address, serving
 from algomesh_services.gateway.settings import Settings
 from tests.conditions import until
 from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, running_mesh
+
+__all__ = ["ADMIN_KEY", "Served", "answering", "echo", "eventually", "keep_silent", "raw_exchange", "served"]
 
 ECHO, FAIL, SLOW = (VersionId.parse(f"demo/{name}/0.1.0") for name in ("echo", "fail", "slow"))
 
@@ -119,8 +121,10 @@ class Served:
     async def stand_in(
         self, reference: str, behave: Callable[[StandIn, messages.Call, str], None], instance: str
     ) -> StandIn:
-        """Publish a version and answer its calls."""
-        return await _stand_in(self.mesh, reference, behave, instance)
+        """Publish a version and answer its calls; return when the gateway knows it."""
+        made = await _stand_in(self.mesh, reference, behave, instance)
+        await self.until_known(made.version.algorithm)
+        return made
 
     async def post(
         self, path: str, value: Any = "x", *, key: str | None = ADMIN_KEY, **options: Any
@@ -141,14 +145,29 @@ class Served:
         async with self.http.get(self.url + path, headers=headers) as answer:
             return answer.status, await answer.json()
 
+    async def until_known(self, algorithm: str) -> None:
+        """Wait until the gateway has the algorithm in its directory."""
+
+        async def is_known() -> bool:
+            _, body = await self.get("/v1/algorithms")
+            return any(entry["algorithm"] == algorithm for entry in body["algorithms"])
+
+        await eventually(is_known)
+
     async def until_ready(self) -> None:
         async def is_ready() -> bool:
             return (await self.get("/readyz"))[0] == 200
 
-        await until(is_ready, 10)
+        await eventually(is_ready, 10)
 
 
 _MEDIA = {"text": "text/plain", "json": "application/json", "binary": "application/octet-stream"}
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0, every_s: float = 0.02) -> None:
+    """Wait until an async condition holds."""
+    wanted: Callable[[], bool | Awaitable[bool]] = condition
+    await until(wanted, timeout_s, every_s=every_s)
 
 
 async def _stand_in(
@@ -165,27 +184,19 @@ async def served(folder: Path, postgres: str, **fields: Any) -> AsyncIterator[Se
     """A gateway that is ready, in front of demo/echo, demo/fail and demo/slow (which never answers)."""
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(running_mesh(folder, postgres))
-        stand_ins = [
+        echoing, failing, silent = [
             await _stand_in(mesh, str(version), behave, f"test-{number}")
             for number, (version, behave) in enumerate([(ECHO, echo), (FAIL, fail), (SLOW, keep_silent)], 1)
         ]
-        settings = Settings(**{"nats": mesh.url, "state": mesh.settings.state, "port": 0, "grace_s": 2.0} | fields)
+        settings = replace(Settings(nats=mesh.url, state=mesh.settings.state, port=0, grace_s=2.0), **fields)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         gateway = await stack.enter_async_context(AsyncExitStack())
         address = await gateway.enter_async_context(serving(settings))
-        there = Served(mesh, address, http, *stand_ins, stack=gateway)
+        there = Served(mesh, address, http, echoing, failing, silent, gateway)
         await there.until_ready()
-        for stand_in in stand_ins:
-            await _until_known(there, stand_in.version)
+        for stand_in in (echoing, failing, silent):
+            await there.until_known(stand_in.version.algorithm)
         yield there
-
-
-async def _until_known(there: Served, version: VersionId) -> None:
-    async def is_known() -> bool:
-        _, body = await there.get("/v1/algorithms")
-        return any(entry["algorithm"] == version.algorithm for entry in body["algorithms"])
-
-    await until(is_known)
 
 
 async def raw_exchange(address: Address, data: bytes, *, within_s: float = 10.0) -> bytes:

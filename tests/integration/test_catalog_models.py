@@ -55,6 +55,10 @@ def test_negations_and_degrees_stay(lemmatize: Any) -> None:
     assert lemmatize(text) == text
 
 
+def test_rare_words_and_names_do_not_take_the_place_of_common_words(lemmatize: Any) -> None:
+    assert lemmatize("omg the kids fixed a fort, 8 am, all gone") == "omg the kid fix a fort, 8 am, all go"
+
+
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_lemmatize_takes_any_text(lemmatize: Any, text: str) -> None:
     assert len(lemmatize(text).split()) == len(text.split())

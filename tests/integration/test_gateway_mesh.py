@@ -17,7 +17,7 @@ from algomesh_broker import platform
 from algomesh_services.gateway.service import Address, serving
 from algomesh_services.gateway.settings import Settings
 from tests.conditions import until
-from tests.integration.gateway_fixtures import ADMIN_KEY, Served, answering, echo, keep_silent, served
+from tests.integration.gateway_fixtures import ADMIN_KEY, Served, answering, echo, eventually, keep_silent, served
 from tests.integration.registry_fixtures import ask
 
 pytestmark = pytest.mark.integration
@@ -172,12 +172,11 @@ async def test_the_mesh_answers_503_while_nats_is_away_and_200_when_it_is_back(g
     async def is_back() -> bool:
         return (await gateway.post("/mesh/v1/call/demo/echo"))[0] == 200
 
-    await until(is_back, 15)
+    await eventually(is_back, 15)
 
 
 async def test_a_call_under_way_survives_a_restart_of_nats(gateway: Served) -> None:
     slow = await gateway.stand_in("demo/wait/1.0.0", keep_silent, "test-9")
-    await until(lambda: _knows(gateway, "demo/wait"))
     request = asyncio.create_task(gateway.post("/mesh/v1/call/demo/wait", "kept"))
     await until(lambda: slow.calls)
 
@@ -193,7 +192,6 @@ async def test_what_an_instance_says_cannot_break_out_of_a_header(gateway: Serve
     evil = await gateway.stand_in(
         "demo/evil/1.0.0", answering(Content("text", "", b"hi"), "1.0.0\r\nSet-Cookie: a=b"), "test-9"
     )
-    await until(lambda: _knows(gateway, "demo/evil"))
 
     status, body, answer = await gateway.post("/mesh/v1/call/demo/evil")
     evil.behave = answering(Content("tensor", "numpy/float32/3\r\nX: y", b"0" * 12))
@@ -215,7 +213,7 @@ async def test_the_listing_names_versions_newest_first(gateway: Served) -> None:
     async def is_listed() -> bool:
         return await listed() == ["0.2.0", "0.1.0"]
 
-    await until(is_listed)
+    await eventually(is_listed)
     assert (await gateway.get("/v1/algorithms", key=None))[0] == 401
 
 
@@ -240,9 +238,15 @@ async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(gateway:
 
     stopping = asyncio.create_task(serve())
     address = await addresses.get()
-    await until(lambda: _answers(gateway, f"{address.url}/readyz", 200))
+
+    async def is_ready() -> bool:
+        async with gateway.http.get(f"{address.url}/readyz") as answer:
+            return answer.status == 200
+
+    await eventually(is_ready)
     request = asyncio.create_task(gateway.http.post(f"{address.url}/mesh/v1/call/demo/slow", headers=BEARER, data=b"x"))
-    call = await until(lambda: gateway.slow.calls and gateway.slow.calls[-1])
+    await until(lambda: gateway.slow.calls)
+    call = gateway.slow.calls[-1]
 
     leave.set()
     await until(lambda: not settings.address_file.exists())
@@ -253,16 +257,6 @@ async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(gateway:
 
     with pytest.raises(aiohttp.ClientConnectorError):
         await gateway.http.get(f"{address.url}/healthz")
-
-
-async def _answers(gateway: Served, url: str, status: int) -> bool:
-    async with gateway.http.get(url) as answer:
-        return answer.status == status
-
-
-async def _knows(gateway: Served, algorithm: str) -> bool:
-    _, body = await gateway.get("/v1/algorithms")
-    return any(entry["algorithm"] == algorithm for entry in body["algorithms"])
 
 
 async def _revoke(gateway: Served, name: str) -> None:

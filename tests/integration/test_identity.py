@@ -371,6 +371,7 @@ class TestASteeredAnswer:
         pull = f"$JS.API.CONSUMER.MSG.NEXT.parked.{CLEAN.consumer}"
 
         caller.publish(subjects.park(subjects.call(CLEAN, caller.identity.caller)), b"", target)
+        caller.publish(subjects.call(CLEAN, caller.identity.caller), b"", target, {"Nats-Trace-Dest": target})
         caller.publish("$JS.API.DIRECT.GET.KV_directory", b'{"seq":999999}', target)
         await caller.flush()
         instance.publish(subjects.park(subjects.call(CLEAN, VICTIM)), b"{}", target)
@@ -385,7 +386,7 @@ class TestASteeredAnswer:
         assert (await launcher.pending_parked(LOWER)) == {kept: 1}
         assert await launcher.delete_version(LOWER)  # it was still there
 
-    async def test_reaches_a_worker_only_under_a_subject_that_gives_it_away(
+    async def test_never_reaches_a_worker_as_a_call_in_anothers_name(
         self, mesh: Mesh, caller: Connection, instance: Connection
     ) -> None:
         heard: list[Message] = []
@@ -401,9 +402,13 @@ class TestASteeredAnswer:
             f"$JS.API.CONSUMER.MSG.NEXT.parked.{CLEAN.consumer}", b'{"batch":1,"expires":2000000000}', forged
         )
         caller.publish("$JS.API.DIRECT.GET.KV_directory", b'{"last_by_subj":"$KV.directory.text.clean"}', forged)
+        caller.publish(subjects.call(CLEAN, caller.identity.caller), envelope, forged, {"Nats-Trace-Dest": forged})
+        await instance.flush()
+        await caller.flush()
         caller.publish(subjects.call(LOWER, caller.identity.caller), envelope)
         await until(lambda: any(message.subject == subjects.call(LOWER, caller.identity.caller) for message in heard))
 
+        assert not [message for message in heard if not message.subject.startswith("call.text.lower.")]
         as_victim = [message for message in heard if message.subject == forged]
         for message in as_victim:  # a PubAck or an entry of the directory: never a Call
             with pytest.raises(ValueError, match="not a call message"):

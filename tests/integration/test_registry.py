@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -67,7 +68,7 @@ class TestPublishing:
 
         for changed in ({"data": b"other"}, {"concurrency": 8}):
             with pytest.raises(Refused, match=r"version to 1\.0\.2") as refused:
-                await publish(admin, "text/clean/1.0.0", **changed)
+                await publish(admin, "text/clean/1.0.0", **dict[str, Any](changed))
             assert refused.value.code == "version_exists"
 
     async def test_what_the_environment_lacks_is_named(self, admin: Connection) -> None:

@@ -9,7 +9,7 @@ lemmatizing = load("lemmatize", "text_lemmatize")
 
 @pytest.mark.parametrize(
     ("word", "lemma", "expected"),
-    [("LOVED", "love", "LOVE"), ("Cats", "cat", "Cat"), ("cats", "cat", "cat"), ("tvs", "TV", "TV")],
+    [("LOVED", "love", "LOVE"), ("Cats", "cat", "Cat"), ("cats", "cat", "cat")],
 )
 def test_a_lemma_takes_the_case_of_its_word(word: str, lemma: str, expected: str) -> None:
     assert lemmatizing.with_case_of(word, lemma) == expected

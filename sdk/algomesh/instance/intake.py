@@ -60,6 +60,7 @@ class Intake:
         self._start, self._refuse, self._refuse_hop = start, refuse, refuse_hop
         self._loop = asyncio.get_running_loop()
         self._inbox = connection.identity.inbox
+        self._parked_prefixes = (f"park.call.{version.tokens}.", f"park.hop.{version.tokens}.")
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}"
         self._joined: list[Subscription] = []
         self._backlog: deque[Job] = deque()
@@ -261,6 +262,9 @@ class Intake:
         self.serve()
 
     def _take_parked(self, message: Message, now: float) -> None:
+        if not message.subject.startswith(self._parked_prefixes):
+            log.warning("steered_call_ignored", subject=message.subject)  # another version's pull, pointed at us
+            return
         self._connection.publish(message.reply, _ACK)
         tokens = message.reply.split(".")
         try:

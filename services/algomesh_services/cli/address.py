@@ -58,4 +58,6 @@ def _key_of(running: RunningMesh) -> str:
     try:
         return (Path(running.state) / "secrets" / "admin.key").read_text().strip()
     except OSError as error:
-        raise Unauthenticated(f"the mesh that runs here keeps its key to itself ({error}); set ALGOMESH_API_KEY") from error
+        raise Unauthenticated(
+            f"the mesh that runs here keeps its key to itself ({error}); set ALGOMESH_API_KEY"
+        ) from error

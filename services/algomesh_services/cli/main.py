@@ -1,7 +1,7 @@
 """The entry of the command `algomesh`: what holds for every command.
 
 Errors are one line on stderr, exit code 1 (2 for a wrong command line), never a traceback; Ctrl-C ends quietly with
-130, a closed pipe with 0. Set ALGOMESH_DEBUG to see the traceback of an error that should not have been.
+130, a closed pipe quietly too. Set ALGOMESH_DEBUG to see the traceback of an error that should not have been.
 """
 
 import os
@@ -26,20 +26,12 @@ def main() -> NoReturn:
         app(prog_name="algomesh")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        _hush_stdout()
-        sys.exit(0)
     except Exception as error:
         if os.environ.get("ALGOMESH_DEBUG"):
             raise
         say_error(f"{type(error).__name__}: {error}. This is a fault of algomesh; ALGOMESH_DEBUG=1 shows where")
         sys.exit(1)
     sys.exit(0)
-
-
-def _hush_stdout() -> None:
-    """Keep Python from complaining at its end about what it could not write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(sentence: str) -> NoReturn:

@@ -55,7 +55,7 @@ class Link:
                         log.warning("mesh_not_reached", nats=self._nats_url, error=said)
                     await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
                     delay_s = min(2 * delay_s, _RETRY_LAST_S)
-            log.info("mesh_reached", nats=self._nats_url, algorithms=len(self._directory))
+            log.info("ready", nats=self._nats_url, algorithms=len(self._directory))
             await asyncio.Event().wait()
         finally:
             await self._close()

@@ -110,7 +110,7 @@ async def serving(settings: Settings) -> AsyncIterator[Address]:
             loop.create_task(guard.run(runner.server), name="guard"),
         ]
         _tell(settings.address_file, address)
-        log.info("ready", host=address.host, port=address.port)
+        log.info("listening", host=address.host, port=address.port)
         try:
             yield address
         finally:

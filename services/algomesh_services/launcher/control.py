@@ -177,8 +177,7 @@ class Control:
         if not self._is_open:
             return
         now = self._clock()
-        for instance in self._fleet.instances.values():
-            instance.observe(now)
+        self._fleet.observe(now)
         views = [instance.view for instance in self._fleet.instances.values()]
         wanted = {*waiting, *self._minimums.floors, *(view.version for view in views)}
         versions = {version: view for version in wanted if (view := self._view(version, now)) is not None}

@@ -82,6 +82,13 @@ class Fleet:
                 return phase
         return "queued"
 
+    def observe(self, now: float) -> None:
+        """Look at every instance, so that what is decided is decided on how things stand at this moment."""
+        for instance in self.instances.values():
+            if instance.state == "starting" and instance.process is not None:
+                self._notice_ready(instance, instance.process, now)
+            instance.observe(now)
+
     def launch(self, version: VersionId, options: Options, place: Place, reason: str) -> Instance:
         """Begin an instance; it counts from now on, and its process follows."""
         instance = Instance(

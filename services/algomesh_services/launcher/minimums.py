@@ -25,16 +25,19 @@ class Minimums:
     def __init__(self, bundles: Bundles) -> None:
         self.floors: dict[VersionId, int] = {}
         self._bundles = bundles
+        self._newest: dict[str, frozenset[VersionId]] = {}
         self._unlearned: dict[VersionId, None] = {}
         self._wake = asyncio.Event()
 
     def update(self, algorithm: str, versions: list[VersionId]) -> None:
         """These are the versions of `algorithm` now."""
-        newest = {version.version.major: version for version in sorted(versions)}
-        for floor in [floor for floor in self.floors if floor.algorithm == algorithm]:
-            if floor not in newest.values():
-                del self.floors[floor]
-        for version in newest.values():
+        newest = frozenset({version.version.major: version for version in sorted(versions)}.values())
+        for version in self._newest.pop(algorithm, frozenset()) - newest:
+            self.floors.pop(version, None)
+            self._unlearned.pop(version, None)
+        if newest:
+            self._newest[algorithm] = newest
+        for version in newest:
             self._unlearned.pop(version, None)
             self._unlearned[version] = None
         self._wake.set()
@@ -55,6 +58,8 @@ class Minimums:
                 self._unlearned[version] = None
                 await asyncio.sleep(_RETRY_S)
             return
+        if version not in self._newest.get(version.algorithm, ()):
+            return  # a newer one was published meanwhile
         if manifest.options.min_instances > 0:
             self.floors[version] = manifest.options.min_instances
         else:

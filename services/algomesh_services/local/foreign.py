@@ -3,6 +3,8 @@
 A password in a DSN would be readable in every child's environment, so it moves into a passfile of mode 0600.
 """
 
+import asyncio
+import contextlib
 import os
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -30,27 +32,45 @@ async def check_nats(url: str, secrets: Path, state: Path) -> str:
     address = url if "://" in url else f"nats://{url}"
     try:
         parts = urlsplit(address)
-        is_address = parts.scheme in ("nats", "tls") and bool(parts.hostname) and (parts.port or 4222) > 0
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise ForeignServerUnusable("--nats", f"--nats {url!r} is not an address; write nats://host:4222")
+        if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.port == 0:
+            raise ValueError(address)
+    except ValueError as error:
+        raise ForeignServerUnusable("--nats", f"--nats {url!r} is not an address; write nats://host:4222") from error
     try:
         connection = await Connection.open(address, program_identity(secrets, "ledger"), timeout_s=_WITHIN_S)
-    except Unauthenticated as error:
-        raise ForeignServerUnusable(
-            "--nats",
-            f"the nats-server at {address} does not know this mesh; add to its configuration what "
-            f"`algomesh nats-config --state {state}` prints, and reload it",
-        ) from error
     except (BrokerError, OSError) as error:
-        raise ForeignServerUnusable("--nats", f"{error}; start it, or leave out --nats to have one started") from error
+        # A server takes its time to say no, and may be cut off before it has; that it is there, it says at once.
+        if isinstance(error, Unauthenticated) or await _greets(parts.hostname or "", parts.port or 4222):
+            raise ForeignServerUnusable(
+                "--nats",
+                f"the nats-server at {address} does not know this mesh; add to its configuration what "
+                f"`algomesh nats-config --state {state}` prints, and reload it",
+            ) from error
+        raise ForeignServerUnusable(
+            "--nats", f"no NATS server answers at {address}; start it, or leave out --nats to have one started"
+        ) from error
     await connection.close()
     return address
 
 
+async def _greets(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(_WITHIN_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            greeting = await reader.readline()
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return greeting.startswith(b"INFO ")
+
+
 async def check_postgres(dsn: str, run: Path) -> str:
-    """Return the DSN, its password moved to a passfile in `run`, if a database answers. Raises ForeignServerUnusable."""
+    """Return the DSN, its password moved to a passfile in `run`, if a database answers.
+
+    Raises ForeignServerUnusable.
+    """
     import asyncpg
 
     try:
@@ -86,15 +106,6 @@ def hide_password(dsn: str, passfile: Path) -> str:
         file.write(f"*:*:*:*:{escaped}\n")
     options["passfile"] = str(passfile)
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(options)))
-
-
-def has_password(dsn: str) -> bool:
-    """Whether a DSN carries a password. Never raises."""
-    try:
-        parts = urlsplit(dsn)
-        return parts.password is not None or "password" in dict(parse_qsl(parts.query))
-    except ValueError:
-        return ":" in dsn
 
 
 def _without_query(dsn: str) -> str:

@@ -9,7 +9,7 @@ main thread, in a process that starts no other children (supervisor.py says why)
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -185,12 +185,10 @@ def _checked(port: int) -> int:
 
 
 def _nats_port(memory: Path, *, prefers_usual: bool) -> int:
-    """The port this state directory's server had before, else the usual one, else any; whichever is free, noted down."""
+    """The port that this state's server had before, else the usual one, else any; whichever is free, noted down."""
     wanted = [NATS_PORT] if prefers_usual else []
-    try:
+    with suppress(OSError, ValueError):
         wanted.insert(0, int(memory.read_text()))
-    except (OSError, ValueError):
-        pass
     for port in (*wanted, 0):
         try:
             found = check_port(HOST, port)

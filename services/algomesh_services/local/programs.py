@@ -35,7 +35,8 @@ class MeshProgram(Child):
         waits_for: "Sequence[MeshProgram] | None" = None,
         ready_within_s: float = 60.0,
     ) -> None:
-        argv = (sys.executable, "-m", "algomesh_services.cli", "serve", name)
+        # -P: what lies in the folder where somebody happens to start the mesh is not imported.
+        argv = (sys.executable, "-P", "-m", "algomesh_services.cli", "serve", name)
         super().__init__(
             name,
             argv,

@@ -69,8 +69,12 @@ def entries_of(records: Iterable[VersionRecord]) -> list[AlgorithmEntry]:
                     description=record.description,
                     published_at=record.published_at,
                 )
-                for record in sorted(versions, key=lambda record: Version.parse(record.version))
+                for record in _oldest_first(versions)
             ],
         )
         for (owner, name), versions in algorithms.items()
     ]
+
+
+def _oldest_first(versions: list[VersionRecord]) -> list[VersionRecord]:
+    return sorted(versions, key=lambda record: Version.parse(record.version)) if len(versions) > 1 else versions

@@ -37,16 +37,12 @@ ADMIN_KEY_NAME = "administrator"
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 
 
-def run(settings: Settings) -> None:
+async def run(settings: Settings) -> None:
     """Be a registry until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
-
-    async def main() -> None:
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        await serve(settings, stopping)
-
-    asyncio.run(main())
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await serve(settings, stopping)
 
 
 async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -98,7 +94,9 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[Requests, U
         system = await _connected(settings, system_identity, "registry-system", stack)
 
     upkeep = Upkeep(store, admin, mirror, keys, grants, system)
-    await _retried("postgres or nats", upkeep.refresh)
+    upkeep.start()
+    stack.push_async_callback(upkeep.close)
+    await _first_of(upkeep.is_fresh, upkeep.task)
     callout = Callout(
         connection,
         issuer,
@@ -110,12 +108,21 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[Requests, U
         session_s=settings.session_s,
     )
     stack.push_async_callback(callout.close)
-    stack.push_async_callback(upkeep.close)
-    upkeep.start()
     requests = Requests(connection, Verbs(store, mirror, archives, keys).table)
     await requests.serve()
     await callout.serve()
     return requests, upkeep
+
+
+async def _first_of(event: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Wait for the event; what ends the task before that is raised."""
+    waiting = asyncio.create_task(event.wait(), name="registry-wait")
+    try:
+        await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if task.done():
+        task.result()
 
 
 async def _ensure_admin_key(settings: Settings, store: Store, keys: KeyRing) -> None:

@@ -20,7 +20,11 @@ _RETRY_S = 0.5
 
 
 class Upkeep:
-    """The registry's standing work; `task` runs for ever once `start` was called."""
+    """The registry's standing work; `task` runs for ever once `start` was called.
+
+    `is_fresh` is set when everything has been read for the first time, after listening began: from then
+    on no change is missed.
+    """
 
     task: asyncio.Task[None]
 
@@ -39,6 +43,7 @@ class Upkeep:
         self._active: set[str] = set()
         self._heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue(10_000)
         self._is_stale = asyncio.Event()
+        self.is_fresh = asyncio.Event()
 
     def start(self) -> None:
         """Begin."""
@@ -92,6 +97,7 @@ class Upkeep:
             self._is_stale.clear()
             try:
                 await self.refresh()
+                self.is_fresh.set()
             except (StoreAway, BrokerError) as error:
                 log.warning("refresh_failed", error=str(error))
                 self._is_stale.set()

@@ -18,7 +18,18 @@ _ACRONYM_LENGTH = 3
 _COMPARED_GOOD_AND_BAD = frozenset({"best", "better", "worse", "worst"})
 _COMPARED_MUCH_AND_LITTLE = frozenset({"least", "less", "more", "most"})
 _PRONOUNS = frozenset({"her", "him", "me", "them", "us"})
-_KEPT = _COMPARED_GOOD_AND_BAD | _COMPARED_MUCH_AND_LITTLE | _PRONOUNS
+_OF_TWO_MEANINGS = frozenset({"ai", "am", "cal", "cf"})
+_KEPT = _COMPARED_GOOD_AND_BAD | _COMPARED_MUCH_AND_LITTLE | _PRONOUNS | _OF_TWO_MEANINGS
+# Where the dictionary prefers a rare word: gone is a form of "gan" too.
+_CORRECTED = {
+    "cancelled": "cancel",
+    "cancelling": "cancel",
+    "fixed": "fix",
+    "fixes": "fix",
+    "gone": "go",
+    "mixed": "mix",
+    "mixes": "mix",
+}
 
 
 @algorithm("text/lemmatize", version="1.0.0")
@@ -38,8 +49,11 @@ class Lemmatize:
         lower = word.lower()
         if lower in _KEPT or (word.isupper() and len(word) <= _ACRONYM_LENGTH):
             return word
-        lemma = self._lemmatizer.lemmatize(lower, lang="en")
-        return word if is_comparison(lower, lemma) else with_case_of(word, lemma)
+        lemma = _CORRECTED.get(lower) or self._lemmatizer.lemmatize(lower, lang="en")
+        # A name or an abbreviation (omg: OMG) is no lemma here: its capitals would read as emphasis.
+        if not lemma.islower() or is_comparison(lower, lemma):
+            return word
+        return with_case_of(word, lemma)
 
 
 def is_comparison(word: str, lemma: str) -> bool:

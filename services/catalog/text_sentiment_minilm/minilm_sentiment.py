@@ -38,7 +38,7 @@ class MiniLmSentiment:
         """Map the weights onto the GPU that the mesh gave, or onto the CPU where there is none."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            _log.info("no GPU here: text/sentiment 2.0.0 runs on the CPU")
+            _log.warning("no GPU here: text/sentiment 2.0.0 runs on the CPU")
         self._encoder = Encoder.load(torch.device(device))
         self._head = Head.load(device)
 

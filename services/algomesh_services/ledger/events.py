@@ -1,0 +1,139 @@
+"""What a batch of events is worth: pure.
+
+A subject is held by the broker, a body is only a claim. An instance may tell of runs of its own version, a caller
+of runs that it sent itself; whatever else a batch says is dropped. Of two events about one attempt of one run the more
+final one counts: running, then lost, then any other end; of two ends the first. What the other one knows and this
+one does not (a start, a compute time) is taken from it.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from algomesh_broker import codec
+from algomesh_broker.errors import BadMessage
+from algomesh_broker.messages import RunEvent
+
+RANKS: Final = {"running": 0, "lost": 1}
+FINAL: Final = 2
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_CALLER: Final = re.compile(r"[a-z0-9_~-]{1,128}", re.ASCII)
+_NAMED: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}/[a-z][a-z0-9_-]{0,62}", re.ASCII)
+_VERSION: Final = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}", re.ASCII)
+_LONGEST_ERROR: Final = 1_000
+_AHEAD_S: Final = 60.0
+_MOST_ATTEMPTS: Final = 1_000_000
+
+
+class Taken(NamedTuple):
+    """What one message gave, and how many events in it were dropped."""
+
+    events: list[RunEvent]
+    dropped: int
+
+
+def read(subject: str, data: bytes | memoryview, now: float) -> Taken:
+    """The events of one message that its subject allows. Raises BadMessage when it is none.
+
+    now: seconds since the epoch; no event is later than a minute after it.
+    """
+    tokens = subject.split(".")
+    if tokens[:2] == ["event", "run"] and len(tokens) == 5:
+        owner, name, version = tokens[2:]
+        expected = (f"{owner}/{name}", version.replace("-", "."), "")
+    elif tokens[:2] == ["event", "caller"] and len(tokens) == 3:
+        expected = ("", "", tokens[2])
+    else:
+        raise BadMessage(f"{subject!r} is not the subject of events")
+    runs = codec.decode_events(data).runs
+    events = [event for run in runs if (event := _checked(run, *expected, now)) is not None]
+    return Taken(events, len(runs) - len(events))
+
+
+def merged(events: Iterable[RunEvent]) -> list[RunEvent]:
+    """At most one event for each attempt of each run."""
+    known: dict[tuple[str, int], RunEvent] = {}
+    for event in events:
+        key = (event.run, event.attempt)
+        before = known.get(key)
+        if before is None:
+            known[key] = event
+        elif (before.algorithm, before.version, before.caller) == (event.algorithm, event.version, event.caller):
+            known[key] = merge(before, event)
+    return list(known.values())
+
+
+def merge(before: RunEvent, event: RunEvent) -> RunEvent:
+    """What both events say together; `before` was heard first."""
+    first, second = (event, before) if rank(event) > rank(before) else (before, event)
+    return replace(
+        first,
+        root=first.root or second.root,
+        parent=first.parent or second.parent,
+        root_caller=first.root_caller or second.root_caller,
+        instance=first.instance or second.instance,
+        queued_at=first.queued_at or second.queued_at,
+        started_at=first.started_at or second.started_at,
+        ended_at=first.ended_at or second.ended_at,
+        compute_ms=first.compute_ms or second.compute_ms,
+        cold_ms=first.cold_ms or second.cold_ms,
+        error=first.error or (second.error if first.state == second.state else ""),
+    )
+
+
+def rank(event: RunEvent) -> int:
+    """How final an event is."""
+    return RANKS.get(event.state, FINAL)
+
+
+def _checked(event: RunEvent, algorithm: str, version: str, caller: str, now: float) -> RunEvent | None:
+    if algorithm and (event.algorithm != algorithm or event.version != version):
+        return None
+    if caller and event.caller != caller:
+        return None
+    if not (
+        _ID.fullmatch(event.run)
+        and (not event.root or _ID.fullmatch(event.root))
+        and (not event.parent or _ID.fullmatch(event.parent))
+        and (not event.instance or _ID.fullmatch(event.instance))
+        and _CALLER.fullmatch(event.caller)
+        and (not event.root_caller or _CALLER.fullmatch(event.root_caller))
+        and _NAMED.fullmatch(event.algorithm)
+        and _VERSION.fullmatch(event.version)
+        and 1 <= event.attempt <= _MOST_ATTEMPTS
+    ):
+        return None
+    latest = now + _AHEAD_S
+    if _is_time(event, latest) and (not event.error or _is_text(event.error)):
+        return event
+    return replace(
+        event,
+        queued_at=_within(event.queued_at, latest),
+        started_at=_within(event.started_at, latest),
+        ended_at=_within(event.ended_at, latest),
+        compute_ms=_within(event.compute_ms, math.inf),
+        cold_ms=_within(event.cold_ms, math.inf),
+        error=event.error.replace("\0", "")[:_LONGEST_ERROR],
+    )
+
+
+def _is_time(event: RunEvent, latest: float) -> bool:
+    return (
+        0 <= event.queued_at <= latest
+        and 0 <= event.started_at <= latest
+        and 0 <= event.ended_at <= latest
+        and 0 <= event.compute_ms < math.inf
+        and 0 <= event.cold_ms < math.inf
+    )
+
+
+def _is_text(error: str) -> bool:
+    return len(error) <= _LONGEST_ERROR and "\0" not in error
+
+
+def _within(value: float, latest: float) -> float:
+    """A number that can be one: 0, unknown, in place of any other."""
+    return min(value, latest) if 0 <= value < math.inf else 0.0

@@ -1,0 +1,129 @@
+"""The ledger as a program: what runs did, kept in PostgreSQL, off the call path.
+
+It waits for its servers for ever, in any order. When it is down, events wait for it in their stream (24 hours);
+nothing else notices.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Final, TypeVar
+
+import structlog
+
+from algomesh_broker.connection import Connection
+from algomesh_broker.credentials import program_identity, store_identity
+from algomesh_broker.errors import Unauthenticated, Unreachable
+from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.ledger.feed import Feed
+from algomesh_services.ledger.keeper import Keeper
+from algomesh_services.ledger.requests import PROGRAM, Requests
+from algomesh_services.ledger.settings import Settings
+from algomesh_services.ledger.store import Store, StoreAway
+
+log = structlog.get_logger("algomesh.ledger")
+
+T = TypeVar("T")
+_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
+_AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
+
+
+async def run(settings: Settings) -> None:
+    """Keep the ledger until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    await serve(settings, stopping)
+
+
+async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Keep the ledger until `stopping` is set; `on_ready` is called once it does."""
+    async with AsyncExitStack() as stack:
+        working = asyncio.create_task(_work(settings, stack, stopping, on_ready), name="ledger-work")
+        stop = asyncio.create_task(stopping.wait(), name="ledger-stop")
+        try:
+            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            # Once it works, it stops by itself, in order; while it still waits for its servers, it is cancelled.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.grace_s):
+                    await asyncio.shield(asyncio.gather(working, return_exceptions=True))
+            for task in (working, stop):
+                task.cancel()
+            await asyncio.gather(working, stop, return_exceptions=True)
+
+
+async def _work(
+    settings: Settings, stack: AsyncExitStack, stopping: asyncio.Event, on_ready: Callable[[], None]
+) -> None:
+    secrets = settings.secrets
+    store = await _retried(stopping, "postgres", lambda: Store.open(settings.postgres, settings.schema))
+    if store is None:
+        return
+    stack.push_async_callback(store.close)
+    identity = program_identity(secrets, PROGRAM).with_own_inbox()
+    connection = await _retried(stopping, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
+    if connection is None:
+        return
+    stack.push_async_callback(connection.close)
+    admin_identity = store_identity(secrets, PROGRAM)
+    admin = await _retried(stopping, "nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
+    if admin is None:
+        return
+    stack.push_async_callback(admin.close)
+
+    feed = Feed(admin, batch=settings.batch, linger_s=settings.linger_s)
+    stack.push_async_callback(feed.close)
+    keeper = Keeper(
+        store,
+        feed,
+        keep_days=settings.keep_days,
+        upkeep_s=settings.upkeep_s,
+        delete_rows=settings.delete_rows,
+    )
+    requests = Requests(connection, store)
+    async with asyncio.TaskGroup() as tasks:
+        work = [
+            tasks.create_task(keeper.keep(), name="ledger-keep"),
+            tasks.create_task(keeper.look_after(), name="ledger-look-after"),
+        ]
+        if await _retried(stopping, "nats", lambda: _up(feed, keeper, requests, connection)):
+            log.info("ready")
+            on_ready()
+        await stopping.wait()
+        log.info("stopping")
+        await requests.close(settings.grace_s / 2)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.grace_s / 2):
+                await keeper.finish()
+        for task in work:
+            task.cancel()
+
+
+async def _up(feed: Feed, keeper: Keeper, requests: Requests, connection: Connection) -> bool:
+    """Events are kept from here on, and questions answered."""
+    await feed.prepare()
+    await keeper.hear_fleet(connection)
+    await requests.serve()
+    return True
+
+
+async def _retried(stopping: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
+    """`attempt`, until its server is there, or None when we are to stop; what is wrong otherwise is raised."""
+    delay_s, said = _RETRY_FIRST_S, ""
+    while not stopping.is_set():
+        try:
+            return await attempt()
+        except _AWAY as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("waiting_for_server", server=what, error=said)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await stopping.wait()
+        delay_s = min(2 * delay_s, _RETRY_LAST_S)
+    return None

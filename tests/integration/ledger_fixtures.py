@@ -1,0 +1,91 @@
+"""A ledger in this process, with a nats-server that lets everybody in and a database of the test's own."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from algomesh_broker import codec, credentials, messages, subjects
+from algomesh_broker.connection import Connection
+from algomesh_broker.identity import Identity
+from algomesh_broker.messages import Events, RunEvent
+from algomesh_broker.names import VersionId
+from algomesh_broker.platform import RunRow, RunRows, Runs
+from algomesh_broker.server import NatsServer
+from algomesh_services.ledger.service import serve
+from algomesh_services.ledger.settings import Settings
+from tests.conditions import until
+from tests.integration.registry_fixtures import ask
+
+VERSION = VersionId.parse("text/clean/1.0.0")
+_numbers = itertools.count(1)
+
+
+def run_event(run: str = "", **fields: Any) -> RunEvent:
+    known: dict[str, Any] = {
+        "run": run or f"run{next(_numbers)}", "attempt": 1, "root": "root", "parent": "",
+        "algorithm": VERSION.algorithm, "version": str(VERSION.version), "caller": "k~me", "root_caller": "k~me",
+        "instance": "host-1", "state": "succeeded", "started_at": time.time(),
+    }  # fmt: skip
+    return RunEvent(**known | fields)
+
+
+@dataclass
+class Ledgers:
+    """Starts ledgers; tells them of runs; looks at what they keep."""
+
+    server: NatsServer
+    settings: Settings
+    connection: Connection
+    rows_: "asyncpg.Connection[asyncpg.Record] | None" = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
+        """A ledger, until the block ends."""
+        stopping, ready = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(serve(self.settings, stopping, ready.set))
+        try:
+            await until(lambda: ready.is_set() or task.done(), 20)
+            if task.done():
+                task.result()
+            yield task
+        finally:
+            stopping.set()
+            async with asyncio.timeout(20):
+                await task
+
+    def tell(self, *runs: RunEvent, subject: str = "") -> None:
+        self.connection.publish(subject or subjects.run_events(VERSION), codec.encode(Events(runs=list(runs))))
+
+    def announce(self, message: messages.Fleet) -> None:
+        self.connection.publish(subjects.fleet(VERSION), codec.encode(message))
+
+    async def rows(self, **wanted: Any) -> list[RunRow]:
+        """What the ledger answers."""
+        answer = await ask(self.connection, "runs", Runs(**{"limit": 1_000} | wanted), RunRows, program="ledger")
+        return answer.runs
+
+    async def until_state(self, run: str, state: str, timeout_s: float = 10.0) -> RunRow:
+        """Wait until the ledger has this run in this state."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for row in await self.rows():
+                    if (row.run, row.state) == (run, state):
+                        return row
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def ledgers(folder: Path, server: NatsServer, postgres: str, **fields: Any) -> AsyncIterator[Ledgers]:
+    settings = Settings(**{"nats": server.url, "postgres": postgres, "state": folder / "state"} | fields)
+    credentials.ensure_secrets(settings.secrets)
+    async with AsyncExitStack() as stack:
+        connection = await Connection.open(server.url, Identity("k~me", subjects.inbox("k~me")))
+        stack.push_async_callback(connection.close)
+        yield Ledgers(server, settings, connection)

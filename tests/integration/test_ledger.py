@@ -1,0 +1,367 @@
+"""The ledger with a real nats-server and a real PostgreSQL."""
+
+import asyncio
+import itertools
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from algomesh_broker import messages, subjects
+from algomesh_broker.codec import encode
+from algomesh_broker.messages import RunEvent
+from algomesh_broker.server import NatsServer
+from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.ledger import events
+from algomesh_services.ledger.store import BadRows, Store
+from algomesh_services.local.postgres import Postgres
+from tests.conditions import until
+from tests.integration.ledger_fixtures import VERSION, Ledgers, ledgers, run_event
+
+pytestmark = pytest.mark.integration
+
+
+@pytest_asyncio.fixture
+async def mesh(tmp_path: Path, nats_server: NatsServer, postgres: str) -> AsyncIterator[Ledgers]:
+    async with ledgers(tmp_path, nats_server, postgres, upkeep_s=0.2) as there:
+        yield there
+
+
+@pytest_asyncio.fixture
+async def store(postgres: str) -> AsyncIterator[Store]:
+    opened = await Store.open(postgres, "ledger")
+    yield opened
+    await opened.close()
+
+
+async def sql(dsn: str, statement: str, *arguments: Any) -> list[Any]:
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "ledger"})
+    try:
+        return list(await connection.fetch(statement, *arguments))
+    finally:
+        await connection.close()
+
+
+async def test_a_run_is_kept_with_all_that_is_known_of_it(mesh: Ledgers) -> None:
+    event = run_event(
+        "abc", attempt=2, root="r", parent="p", queued_at=1.5, started_at=2.5, ended_at=3.5, compute_ms=4.5,
+        cold_ms=5.5, error="algorithm_error", state="failed",
+    )  # fmt: skip
+    async with mesh.running():
+        mesh.tell(event)
+
+        row = await mesh.until_state("abc", "failed")
+
+    assert {name: getattr(row, name) for name in row.__struct_fields__} == {
+        name: getattr(event, name) for name in event.__struct_fields__
+    }
+
+
+async def test_runs_are_listed_newest_first_by_algorithm_and_by_root(mesh: Ledgers) -> None:
+    other = "event.run.text.other.1-0-0"
+    async with mesh.running():
+        mesh.tell(*[run_event(f"r{number}", started_at=100.0 + number, root=f"r{number}") for number in range(5)])
+        mesh.tell(run_event("o1", algorithm="text/other", started_at=50.0, root="r1"), subject=other)
+        await mesh.until_state("o1", "succeeded")
+        await mesh.until_state("r4", "succeeded")
+
+        assert [row.run for row in await mesh.rows(limit=2)] == ["r4", "r3"]
+        assert [row.run for row in await mesh.rows(algorithm="text/other")] == ["o1"]
+        assert [row.run for row in await mesh.rows(root="r1")] == ["r1", "o1"]
+        assert await mesh.rows(limit=-1) == []
+
+
+async def test_a_doubled_event_is_kept_once_and_a_late_running_changes_no_end(mesh: Ledgers) -> None:
+    async with mesh.running():
+        done = run_event("abc", state="succeeded", compute_ms=7.0)
+        mesh.tell(done)
+        mesh.tell(done)
+        await mesh.until_state("abc", "succeeded")
+        mesh.tell(run_event("abc", state="running"))
+        mesh.tell(run_event("last"))
+        await mesh.until_state("last", "succeeded")
+
+        rows = [row for row in await mesh.rows() if row.run == "abc"]
+
+    assert [(row.state, row.compute_ms) for row in rows] == [("succeeded", 7.0)]
+
+
+async def test_an_event_that_its_subject_does_not_allow_is_dropped(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("forged", algorithm="bank/secret"))
+        mesh.tell(run_event("stolen", caller="k~other"), subject="event.caller.k~me")
+        mesh.connection.publish(subjects.run_events(VERSION), b"\xc1 rubbish")
+        mesh.tell(run_event("good"))
+        await mesh.until_state("good", "succeeded")
+
+        assert [row.run for row in await mesh.rows()] == ["good"]
+
+
+async def test_an_event_cannot_rewrite_another_algorithms_run(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("abc"))
+        await mesh.until_state("abc", "succeeded")
+        mesh.tell(run_event("abc", algorithm="evil/one", error="mine"), subject="event.run.evil.one.1-0-0")
+        mesh.tell(run_event("last"))
+        await mesh.until_state("last", "succeeded")
+
+        rows = [row for row in await mesh.rows() if row.run == "abc"]
+
+    assert [(row.algorithm, row.error) for row in rows] == [(VERSION.algorithm, "")]
+
+
+async def test_events_wait_for_a_ledger_that_is_down(mesh: Ledgers) -> None:
+    async with mesh.running():
+        pass
+    mesh.tell(*[run_event(f"r{number}") for number in range(300)])
+    await mesh.connection.flush()
+
+    async with mesh.running():
+        await mesh.until_state("r299", "succeeded")
+
+        assert len(await mesh.rows()) == 300
+
+
+async def test_what_was_taken_and_not_written_comes_again_to_the_next_ledger(
+    tmp_path: Path, nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = asyncio.Event()
+
+    async def hang(self: Store, events_: object) -> None:
+        writing.set()
+        await asyncio.Event().wait()
+
+    async def ensure_quickly(self: JetStreamAdmin, consumer: str) -> None:
+        await ensure(self, consumer, ack_wait_s=1.0)
+
+    ensure = JetStreamAdmin.ensure_ledger
+    monkeypatch.setattr(JetStreamAdmin, "ensure_ledger", ensure_quickly)
+    async with ledgers(tmp_path, nats_server, postgres, grace_s=0.1) as mesh:
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "write", hang)
+            async with mesh.running():
+                mesh.tell(run_event("abc"))
+                await writing.wait()
+
+        async with mesh.running():
+            await mesh.until_state("abc", "succeeded")
+
+
+async def test_a_killed_database_loses_nothing(tmp_path: Path, nats_server: NatsServer) -> None:
+    async with (
+        Postgres(tmp_path / "postgres", is_durable_at_birth=False) as database,
+        ledgers(tmp_path, nats_server, database.dsn) as mesh,
+        mesh.running(),
+    ):
+        told = 0
+        for turn in range(3):
+            for _ in range(20):
+                mesh.tell(*[run_event(f"r{told + number}") for number in range(50)])
+                told += 50
+            await mesh.connection.flush()
+            if turn == 1:
+                database.signal(signal.SIGKILL)
+                await database.wait()
+                mesh.tell(*[run_event(f"r{told + number}") for number in range(50)])
+                told += 50
+                await database.start()
+
+        async def count() -> int:
+            try:
+                return int((await sql(database.dsn, "SELECT count(*) FROM runs"))[0][0])
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                return 0
+
+        async def is_complete() -> bool:
+            return await count() == told
+
+        await _eventually(is_complete, 60)
+
+
+async def test_a_restarted_nats_is_taken_up_again(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("before"))
+        await mesh.until_state("before", "succeeded")
+
+        await mesh.server.kill()
+        await mesh.server.start()
+        await until(lambda: mesh.connection.is_connected, 10)
+        mesh.tell(run_event("after"))
+
+        await _eventually_state(mesh, "after", "succeeded")
+
+
+async def test_a_stream_that_was_deleted_is_made_again(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("before"))
+        await mesh.until_state("before", "succeeded")
+
+        await mesh.connection.request("$JS.API.STREAM.DELETE.events", b"")
+
+        async def is_kept() -> bool:
+            mesh.tell(run_event("after"))
+            return any(row.run == "after" for row in await mesh.rows())
+
+        await _eventually(is_kept, 20)
+
+
+async def test_runs_in_an_instance_that_died_are_lost(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("dead", state="running"), run_event("alive", state="running", instance="host-2"))
+        mesh.tell(run_event("done", state="succeeded"))
+        await mesh.until_state("done", "succeeded")
+
+        mesh.announce(messages.Death(instance="host-1", reason="crash"))
+        lost = await mesh.until_state("dead", "lost")
+        mesh.tell(run_event("late", state="running"))
+        await mesh.until_state("late", "lost")
+        states = {row.run: row.state for row in await mesh.rows()}
+
+    assert (lost.error, lost.ended_at > 0) == ("crash", True)
+    assert states == {"dead": "lost", "late": "lost", "alive": "running", "done": "succeeded"}
+
+
+async def test_an_instances_last_word_counts_more_than_its_death(mesh: Ledgers) -> None:
+    async with mesh.running():
+        mesh.tell(run_event("abc", state="running"))
+        mesh.announce(messages.Death(instance="host-1", reason="retired"))
+        await mesh.until_state("abc", "lost")
+
+        mesh.tell(run_event("abc", state="succeeded", compute_ms=3.0))
+        row = await mesh.until_state("abc", "succeeded")
+
+    assert (row.error, row.compute_ms) == ("", 3.0)
+
+
+async def test_runs_of_a_launcher_nobody_hears_of_are_lost(mesh: Ledgers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("algomesh_services.ledger.fleet.SILENT_S", 1.0)
+    async with mesh.running():
+        mesh.tell(run_event("gone", state="running", instance="old-1"), run_event("here", state="running"))
+        beat = encode(messages.HostBeat(launcher="host"))
+        async with asyncio.timeout(20):
+            while not any(row.run == "gone" and row.state == "lost" for row in await mesh.rows()):
+                mesh.connection.publish(subjects.host_beat("host"), beat)
+                await asyncio.sleep(0.1)
+        states = {row.run: row.state for row in await mesh.rows()}
+
+    assert states == {"gone": "lost", "here": "running"}
+
+
+async def test_old_runs_are_deleted_a_bounded_number_at_a_time(mesh: Ledgers, postgres: str, store: Store) -> None:
+    await store.write([run_event(f"old{number}") for number in range(10)])
+    await sql(postgres, "UPDATE runs SET recorded_at = now() - interval '31 days'")
+    await store.write([run_event("new")])
+
+    assert await store.delete_older(30, 4) == 4
+    async with mesh.running():
+
+        async def is_clean() -> bool:
+            return [row.run for row in await mesh.rows()] == ["new"]
+
+        await _eventually(is_clean, 10)
+
+
+async def test_a_run_that_nobody_ended_for_longer_than_any_deadline_is_lost(
+    mesh: Ledgers, postgres: str, store: Store
+) -> None:
+    await store.write([run_event("abc", state="running", instance="")])
+    await sql(postgres, "UPDATE runs SET recorded_at = now() - interval '9 days'")
+
+    async with mesh.running():
+        await mesh.until_state("abc", "lost")
+
+
+async def test_the_table_and_the_rule_agree_in_every_order(store: Store) -> None:
+    """However events come, singly or together, the table says what `merged` says."""
+    said = [
+        run_event("x", state="running", queued_at=10.0, started_at=0.0),
+        run_event("x", state="lost", error="crash", started_at=11.0),
+        run_event("x", state="succeeded", compute_ms=5.0, started_at=0.0),
+        run_event("x", state="expired", error="deadline_exceeded", instance="", started_at=0.0),
+        run_event("x", state="failed", error="algorithm_error", ended_at=12.0, started_at=0.0),
+    ]
+    numbers = random.Random(7)
+    orders = numbers.sample(list(itertools.permutations(range(len(said)))), 25)
+    for number, order in enumerate(orders):
+        told = [_renamed(said[index], f"x{number}") for index in order]
+        for event in told:
+            await store.write([event])
+
+        (row,) = [row for row in await store.latest(1_000) if row.run == f"x{number}"]
+        (expected,) = events.merged(told)
+
+        assert {name: getattr(row, name) for name in row.__struct_fields__} == {
+            name: getattr(expected, name) for name in expected.__struct_fields__
+        }
+
+
+async def test_rows_that_the_database_refuses_do_not_take_others_with_them(
+    mesh: Ledgers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Store.write
+
+    async def picky(self: Store, batch: list[RunEvent]) -> None:
+        if any(event.run == "poison" for event in batch):
+            raise BadRows("refused")
+        await write(self, batch)
+
+    monkeypatch.setattr(Store, "write", picky)
+    async with mesh.running():
+        mesh.tell(*[run_event(f"r{number}") for number in range(20)], run_event("poison"), run_event("last"))
+        await mesh.until_state("last", "succeeded")
+
+        assert len(await mesh.rows()) == 21
+
+
+async def test_it_waits_for_its_servers_and_stops_while_it_waits(tmp_path: Path, nats_server: NatsServer) -> None:
+    from algomesh_services.ledger.service import serve
+
+    async with ledgers(tmp_path, nats_server, "postgresql://nobody@/none?host=/nowhere") as mesh:
+        stopping = asyncio.Event()
+        task = asyncio.create_task(serve(mesh.settings, stopping))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        stopping.set()
+        await task
+
+    assert time.monotonic() - began < 3
+
+
+async def test_two_ledgers_share_the_work(mesh: Ledgers) -> None:
+    async with mesh.running(), mesh.running():
+        mesh.tell(*[run_event(f"r{number}") for number in range(100)])
+        for number in range(100):
+            mesh.tell(run_event(f"s{number}"))
+        await mesh.until_state("s99", "succeeded")
+
+        async def is_complete() -> bool:
+            return len(await mesh.rows()) == 200
+
+        await _eventually(is_complete, 10)
+
+
+def _renamed(event: RunEvent, run: str) -> RunEvent:
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    return RunEvent(**fields | {"run": run})
+
+
+async def _eventually(condition: Any, timeout_s: float) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def _eventually_state(mesh: Ledgers, run: str, state: str) -> None:
+    async def is_there() -> bool:
+        try:
+            return any((row.run, row.state) == (run, state) for row in await mesh.rows())
+        except TimeoutError:
+            return False
+
+    await _eventually(is_there, 30)

@@ -1,0 +1,178 @@
+"""One fixed instance of everything that crosses a process; its bytes lie beside this file, one file each.
+
+A changed file is a changed wire format, and is reviewed as one. `python -m tests.wire.examples` writes the
+files that are missing; to change one, delete it first.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from algomesh_broker import messages, platform
+from algomesh_broker.identity import InstanceClaims
+
+FOLDER = Path(__file__).parent
+_DIGEST = "0123456789abcdef" * 4
+
+_VERSION_ENTRY = messages.VersionEntry(
+    version="1.2.0", digest=_DIGEST, timeout_s=None, attempts=2, description="Cleans text", published_at=1.5e9
+)
+_RUN_EVENT = messages.RunEvent(
+    run="run1",
+    attempt=2,
+    root="root1",
+    parent="parent1",
+    algorithm="text/clean",
+    version="1.2.0",
+    caller="k~abc",
+    root_caller="k~root",
+    instance="host-1",
+    state="failed",
+    queued_at=1.5e9,
+    started_at=1.5e9 + 0.25,
+    ended_at=1.5e9 + 0.5,
+    compute_ms=12.5,
+    cold_ms=100.0,
+    error="algorithm_failed",
+)
+_MANIFEST = platform.Manifest(
+    owner="text",
+    name="clean",
+    version="1.2.0",
+    entry="clean:clean",
+    description="Cleans text",
+    options=platform.Options(
+        gpu=0.25,
+        memory_bytes=2**31,
+        concurrency=4,
+        timeout_s=None,
+        idle_s=30.0,
+        min_instances=1,
+        max_instances=8,
+        attempts=1,
+        calls=["text/*"],
+        preload=["torch"],
+    ),
+    input_schema=b'{"type":"string"}',
+    output_schema=b'{"type":"string"}',
+    requirements=["numpy>=2"],
+)
+_INSTANCE_ROW = platform.InstanceRow(
+    algorithm="text/clean",
+    version="1.2.0",
+    instance="host-1",
+    pid=4242,
+    state="ready",
+    load=1,
+    since=1.5e9,
+    reason="parked calls",
+    start_ms=42,
+    memory_bytes=10**6,
+    note="no GPU here: runs on the CPU",
+)
+_LOG_LINE = platform.LogLine(at=1.5e9, version="1.2.0", instance="host-1", run="run1", line="hello")
+_RUN_ROW = platform.RunRow(**msgspec.structs.asdict(_RUN_EVENT))
+
+EXAMPLES: dict[str, msgspec.Struct] = {
+    "call": messages.Call(
+        run="run1",
+        root="root1",
+        parent="parent1",
+        root_caller="k~root",
+        attempt=2,
+        session="s1",
+        call="7",
+        time_left_ms=59_000,
+        depth=3,
+        budget=9_000,
+        content_type="tensor",
+        detail="numpy/float32/2",
+        payload=memoryview(b"\x00\x00\x80\x3f\x00\x00\x00\x40"),
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        grant=b"grant",
+    ),
+    "running": messages.Running(
+        run="run1", attempt=2, instance="host-1", ready_ms=5, start_ms=42, progress=0.5, message="half"
+    ),
+    "parked": messages.Parked(run="run1", attempt=2, instance="host-1"),
+    "result": messages.Result(
+        run="run1",
+        attempt=2,
+        instance="host-1",
+        version="text/clean/1.2.0",
+        content_type="text",
+        detail="",
+        payload=memoryview("grüß".encode()),
+        queued_ms=0.5,
+        compute_ms=1.25,
+        ready_ms=5,
+        start_ms=42,
+    ),
+    "failure": messages.Failure(
+        run="run1",
+        attempt=2,
+        instance="host-1",
+        code="algorithm_failed",
+        message="ValueError: no",
+        stage="text/clean/1.2.0",
+        error_type="ValueError",
+    ),
+    "cancel": messages.Cancel(run="run1", attempt=2),
+    "demand": messages.Demand(run="run1", root="root1", parent="parent1"),
+    "starting": messages.Starting(phase="loading", waiting=3, instances=1),
+    "ready": messages.Ready(instance="host-1", start_ms=42),
+    "death": messages.Death(instance="host-1", reason="crash", detail="signal 9"),
+    "unable": messages.Unable(code="load_failed", message="no such file"),
+    "host": messages.HostBeat(launcher="host", alive=False),
+    "events": messages.Events(runs=[_RUN_EVENT]),
+    "ask": messages.Ask(session="s1", call="7", body=b"\x80"),
+    "answer": messages.Answer(body=b"\x80", code="bad_message", message="no"),
+    "algorithm": messages.AlgorithmEntry(owner="text", name="clean", versions=[_VERSION_ENTRY]),
+    "instance-claims": InstanceClaims(owner="text", name="clean", version="1.2.0", instance="host-1", expires=1.5e9),
+    "platform-upload": platform.Upload(digest=_DIGEST, size_bytes=100, offset=50, data=b"piece"),
+    "platform-uploaded": platform.Uploaded(received_bytes=55),
+    "platform-publish": platform.Publish(manifest=_MANIFEST, digest=_DIGEST),
+    "platform-published": platform.Published(algorithm="text/clean", version="1.2.0", digest=_DIGEST, created=True),
+    "platform-fetch-archive": platform.FetchArchive(digest=_DIGEST, offset=50),
+    "platform-archive-chunk": platform.ArchiveChunk(size_bytes=100, data=b"piece"),
+    "platform-fetch-manifest": platform.FetchManifest(version="1.2.0"),
+    "platform-stored-manifest": platform.StoredManifest(manifest=_MANIFEST, digest=_DIGEST),
+    "platform-key-create": platform.KeyCreate(name="laptop", scopes=["call:text/*"]),
+    "platform-key-created": platform.KeyCreated(key="am_x_y", id="x", name="laptop", scopes=["call:text/*"]),
+    "platform-key-list": platform.KeyList(),
+    "platform-key-rows": platform.KeyRows(
+        keys=[platform.KeyRow(id="x", name="laptop", scopes=["admin"], created_at=1.5e9, revoked_at=1.6e9)]
+    ),
+    "platform-key-revoke": platform.KeyRevoke(key="laptop"),
+    "platform-done": platform.Done(count=2),
+    "platform-ps": platform.Ps(),
+    "platform-instance-rows": platform.InstanceRows(instances=[_INSTANCE_ROW]),
+    "platform-stop": platform.Stop(version="1.2.0"),
+    "platform-logs": platform.Logs(version="1.2.0", run="run1", lines=10),
+    "platform-log-lines": platform.LogLines(lines=[_LOG_LINE]),
+    "platform-runs": platform.Runs(limit=10, algorithm="text/clean", root="root1"),
+    "platform-run-rows": platform.RunRows(runs=[_RUN_ROW]),
+}
+
+
+def path_of(name: str) -> Path:
+    """Where the bytes of an example lie, as hexadecimal digits, 64 to a line."""
+    return FOLDER / f"{name}.hex"
+
+
+def read(name: str) -> bytes:
+    """The bytes that were agreed on. Raises FileNotFoundError."""
+    return bytes.fromhex(path_of(name).read_text())
+
+
+def write_missing() -> None:
+    """Write the files that are not there."""
+    for name, example in EXAMPLES.items():
+        if not path_of(name).exists():
+            digits = msgspec.msgpack.encode(example).hex()
+            lines = [digits[start : start + 64] for start in range(0, len(digits), 64)]
+            path_of(name).write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write_missing()
