@@ -207,6 +207,7 @@ class VersionEntry(Struct, frozen=True, kw_only=True, array_like=True):
     attempts: int = 3
     description: str = ""
     published_at: float = 0.0
+    min_instances: int = 0
 
 
 class AlgorithmEntry(Struct, frozen=True, kw_only=True, array_like=True, tag="algorithm"):

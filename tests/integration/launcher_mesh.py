@@ -81,7 +81,9 @@ class Shelf:
         self._manifests[version] = platform.StoredManifest(manifest=manifest, digest=digest)
         self.archives[digest] = archive
         entries = [
-            messages.VersionEntry(version=str(each.version), digest=stored.digest)
+            messages.VersionEntry(
+                version=str(each.version), digest=stored.digest, min_instances=stored.manifest.options.min_instances
+            )
             for each, stored in sorted(self._manifests.items())
             if each.algorithm == version.algorithm
         ]

@@ -5,11 +5,9 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import asyncpg
 
 from algomesh_broker import codec, credentials, messages, subjects
 from algomesh_broker.connection import Connection
@@ -43,7 +41,6 @@ class Ledgers:
     server: NatsServer
     settings: Settings
     connection: Connection
-    rows_: "asyncpg.Connection[asyncpg.Record] | None" = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -66,9 +63,10 @@ class Ledgers:
     def announce(self, message: messages.Fleet) -> None:
         self.connection.publish(subjects.fleet(VERSION), codec.encode(message))
 
-    async def rows(self, **wanted: Any) -> list[RunRow]:
+    async def rows(self, limit: int = 1_000, algorithm: str = "", root: str = "") -> list[RunRow]:
         """What the ledger answers."""
-        answer = await ask(self.connection, "runs", Runs(**{"limit": 1_000} | wanted), RunRows, program="ledger")
+        wanted = Runs(limit=limit, algorithm=algorithm, root=root)
+        answer = await ask(self.connection, "runs", wanted, RunRows, program="ledger")
         return answer.runs
 
     async def until_state(self, run: str, state: str, timeout_s: float = 10.0) -> RunRow:
@@ -83,7 +81,7 @@ class Ledgers:
 
 @asynccontextmanager
 async def ledgers(folder: Path, server: NatsServer, postgres: str, **fields: Any) -> AsyncIterator[Ledgers]:
-    settings = Settings(**{"nats": server.url, "postgres": postgres, "state": folder / "state"} | fields)
+    settings = replace(Settings(nats=server.url, postgres=postgres, state=folder / "state"), **fields)
     credentials.ensure_secrets(settings.secrets)
     async with AsyncExitStack() as stack:
         connection = await Connection.open(server.url, Identity("k~me", subjects.inbox("k~me")))

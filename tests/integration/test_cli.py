@@ -118,6 +118,7 @@ async def test_runs_are_listed_with_what_they_cost(up: Up) -> None:
     assert row["caller"].startswith("k~")
     await until(lambda: "bad_input" in [row["error"] for row in up.json("runs", "--algorithm", "me/double")], 10)
     assert [row["run"] for row in up.json("runs", "--root", called["run_id"])] == [called["run_id"]]
+    assert up.json("runs", "--root", called["run_id"][:12])[0]["run"] == called["run_id"]
     heading = up.run("runs", "--limit", "1").stdout.splitlines()[0]
     assert heading.split()[:5] == ["RUN", "ALGORITHM", "VERSION", "CALLER", "STATE"]
 

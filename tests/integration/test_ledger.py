@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from algomesh_broker import messages, subjects
 from algomesh_broker.codec import encode
@@ -19,6 +20,7 @@ from algomesh_broker.messages import RunEvent
 from algomesh_broker.server import NatsServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.ledger import events
+from algomesh_services.ledger.service import serve
 from algomesh_services.ledger.store import BadRows, Store
 from algomesh_services.local.postgres import Postgres
 from tests.conditions import until
@@ -289,7 +291,7 @@ async def test_the_table_and_the_rule_agree_in_every_order(store: Store) -> None
     numbers = random.Random(7)
     orders = numbers.sample(list(itertools.permutations(range(len(said)))), 25)
     for number, order in enumerate(orders):
-        told = [_renamed(said[index], f"x{number}") for index in order]
+        told = [replace(said[index], run=f"x{number}") for index in order]
         for event in told:
             await store.write([event])
 
@@ -320,8 +322,6 @@ async def test_rows_that_the_database_refuses_do_not_take_others_with_them(
 
 
 async def test_it_waits_for_its_servers_and_stops_while_it_waits(tmp_path: Path, nats_server: NatsServer) -> None:
-    from algomesh_services.ledger.service import serve
-
     async with ledgers(tmp_path, nats_server, "postgresql://nobody@/none?host=/nowhere") as mesh:
         stopping = asyncio.Event()
         task = asyncio.create_task(serve(mesh.settings, stopping))
@@ -344,11 +344,6 @@ async def test_two_ledgers_share_the_work(mesh: Ledgers) -> None:
             return len(await mesh.rows()) == 200
 
         await _eventually(is_complete, 10)
-
-
-def _renamed(event: RunEvent, run: str) -> RunEvent:
-    fields = {name: getattr(event, name) for name in event.__struct_fields__}
-    return RunEvent(**fields | {"run": run})
 
 
 async def _eventually(condition: Any, timeout_s: float) -> None:

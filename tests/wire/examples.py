@@ -15,7 +15,13 @@ FOLDER = Path(__file__).parent
 _DIGEST = "0123456789abcdef" * 4
 
 _VERSION_ENTRY = messages.VersionEntry(
-    version="1.2.0", digest=_DIGEST, timeout_s=None, attempts=2, description="Cleans text", published_at=1.5e9
+    version="1.2.0",
+    digest=_DIGEST,
+    timeout_s=None,
+    attempts=2,
+    description="Cleans text",
+    published_at=1.5e9,
+    min_instances=1,
 )
 _RUN_EVENT = messages.RunEvent(
     run="run1",

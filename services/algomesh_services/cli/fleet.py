@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from algomesh.errors import BadInput, PermissionDenied
 from algomesh.requests import ask
 from algomesh_broker import platform
 from algomesh_broker.connection import Connection
@@ -48,6 +49,8 @@ _RUNS: Final = (
 _RUNS_PLAIN: Final = (Column("run", "run"), *_RUNS[1:])
 _NOBODY: Final = "no instance runs; a call starts one"
 _WATCH_S: Final = 1.0
+_RUN_ID_LENGTH: Final = 32
+_LATEST: Final = 1_000
 
 
 def ps(*, watch: bool, as_json: bool) -> None:
@@ -90,7 +93,7 @@ def runs(*, algorithm: str, root: str, limit: int, as_json: bool) -> None:
 
     async def work(connection: Connection) -> list[dict[str, Any]]:
         chosen = (await find_version(connection, algorithm))[0] if algorithm else ""
-        body = platform.Runs(limit=limit, algorithm=chosen, root=root)
+        body = platform.Runs(limit=limit, algorithm=chosen, root=await _whole_run(connection, root))
         # The verb is allowed as a whole: who may see runs may see all of them.
         answer = await ask(connection, "ledger", "runs", "", body, platform.RunRows)
         return [msgspec.structs.asdict(row) for row in answer.runs]
@@ -105,7 +108,7 @@ def logs(reference: str, *, run_id: str, lines: int, as_json: bool) -> None:
 
     async def work(connection: Connection) -> list[platform.LogLine]:
         algorithm, version = await find_version(connection, reference)
-        body = platform.Logs(version=version, run=run_id, lines=lines)
+        body = platform.Logs(version=version, run=await _whole_run(connection, run_id), lines=lines)
         return (await ask(connection, "launcher", "logs", algorithm, body, platform.LogLines)).lines
 
     found = run(work, needs_nats_for="logs")
@@ -116,6 +119,20 @@ def logs(reference: str, *, run_id: str, lines: int, as_json: bool) -> None:
         note(f"{reference} has printed nothing")
     for line in found:
         _print_log(line)
+
+
+async def _whole_run(connection: Connection, run_id: str) -> str:
+    """The id that begins like this among the latest runs, since a terminal shows only the beginning of it."""
+    if not run_id or len(run_id) >= _RUN_ID_LENGTH:
+        return run_id
+    try:
+        latest = await ask(connection, "ledger", "runs", "", platform.Runs(limit=_LATEST), platform.RunRows)
+    except PermissionDenied:  # who may read logs may not always read runs
+        return run_id
+    found = {row.run for row in latest.runs if row.run.startswith(run_id)}
+    if len(found) > 1:
+        raise BadInput(f"{len(found)} of the latest runs begin with {run_id}; give more of it")
+    return found.pop() if found else run_id
 
 
 async def _instances(connection: Connection) -> list[dict[str, Any]]:

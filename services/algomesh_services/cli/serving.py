@@ -5,10 +5,13 @@ import importlib
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import structlog
 import typer
 
 from algomesh_observability.logs import configure
 from algomesh_services.cli.output import say_error
+
+log = structlog.get_logger("algomesh.serve")
 
 PROGRAMS: Final = ("registry", "launcher", "gateway", "ledger")
 
@@ -29,7 +32,12 @@ def serve(program: str) -> None:
     except ValueError as error:  # every program's own word for a setting that is missing or wrong
         say_error(str(error))
         raise typer.Exit(1) from error
-    _run(service.run(settings))
+    try:
+        _run(service.run(settings))
+    except Exception as error:
+        # Whoever supervises us starts us again; the log keeps what happened.
+        log.exception("program_failed", error=_cause(error))
+        raise typer.Exit(1) from error
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -40,3 +48,9 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
+
+
+def _cause(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

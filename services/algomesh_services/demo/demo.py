@@ -172,15 +172,21 @@ async def _classify(client: AsyncClient, version: str, texts: list[str], screen:
         for index in indices:
             scores[index] = (await _chain(client, version, texts[index])).score
             done += 1
-            elapsed = time.monotonic() - began
-            if done % 10 == 0:
-                screen.moving(f"{version}: {done:,} posts, {done / elapsed:,.0f} a second")
+            screen.moving(_progress(version, done, len(texts), time.monotonic() - began))
 
     indices = work()
     async with asyncio.TaskGroup() as tasks:
         for number in range(IN_FLIGHT):
             tasks.create_task(worker(indices), name=f"posts-{number}")
     return scores, done / (time.monotonic() - began)
+
+
+def _progress(version: str, done: int, count: int, elapsed_s: float) -> str:
+    speed = done / max(elapsed_s, 1e-3)
+    if done >= count:
+        return f"{version}: {count:,} posts done; measuring the speed, {speed:,.0f} a second"
+    left_s = (count - done) / speed
+    return f"{version}: {done:,} of {count:,} posts, {speed:,.0f} a second, {left_s:,.0f} s left"
 
 
 async def _instances(connection: Connection) -> list[platform.InstanceRow]:

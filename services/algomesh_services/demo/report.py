@@ -41,7 +41,7 @@ def show_hops(screen: Screen, version: str, cold: Measured, warm: Measured) -> N
         screen.table(("service", "1st", "2nd"), [(row[0], row[1], row[3]) for row in rows])
     else:
         screen.table(("service", "1st call", "of it start", "2nd call", "of it code"), rows)
-    screen.text(f"The second call took {cold.total_ms / max(warm.total_ms, 1e-3):,.0f} times less.")
+    screen.text(f"The second time was {cold.total_ms / max(warm.total_ms, 1e-3):,.0f} times faster.")
 
 
 def show_results(screen: Screen, posts: Posts, figures: Sequence[VersionFigures]) -> None:
@@ -57,12 +57,14 @@ def show_results(screen: Screen, posts: Posts, figures: Sequence[VersionFigures]
     screen.table(headings, rows)
     if len(posts.texts) > _ROWS:
         screen.text(f"… {_ROWS} of {len(posts.texts):,}")
+    if posts.ratings is not None:
+        screen.text("people: how people rated the post, on the scale of the file")
 
 
 def show_speed(screen: Screen, figures: Sequence[VersionFigures]) -> None:
     """One line per version."""
     has_people = any(figure.correlation is not None for figure in figures)
-    headings = ["text/sentiment", "1st call ms", "2nd call ms", "posts/s", *(["as people, r"] if has_people else [])]
+    headings = ["text/sentiment", "1st call ms", "2nd call ms", "posts/s", *(["r"] if has_people else [])]
     rows = []
     for figure in figures:
         row = [figure.version, _ms(figure.cold_ms), _ms(figure.warm_ms), f"{figure.posts_per_s:,.0f}"]
@@ -72,7 +74,7 @@ def show_speed(screen: Screen, figures: Sequence[VersionFigures]) -> None:
     screen.text("In short, for all three services together:")
     screen.table(headings, rows)
     if has_people:
-        screen.text("r is Pearson's correlation with people's own ratings of these posts; 1 would be the same opinion.")
+        screen.text("r: correlation with people's ratings; 1 is the same opinion, 0 is none in common")
     screen.line()
 
 

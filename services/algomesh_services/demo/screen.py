@@ -10,6 +10,7 @@ from typing import Final, TextIO
 from rich.cells import cell_len, set_cell_size
 
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 110, 80
+_MOVE_EVERY_S: Final = 0.1
 _SAY_EVERY_S: Final = 5.0
 
 
@@ -37,7 +38,7 @@ class Screen:
         if not self._is_silent:
             self._clear()
             self._write(text + "\n")
-            self._said_at = time.monotonic()
+            self._said_at = 0.0 if self._is_terminal else time.monotonic()
 
     def text(self, text: str) -> None:
         """Prose, indented and wrapped."""
@@ -60,13 +61,14 @@ class Screen:
 
     def moving(self, text: str) -> None:
         """How far something is: one line that changes on a terminal, a new one now and then elsewhere."""
-        if self._is_silent:
+        now = time.monotonic()
+        if self._is_silent or now - self._said_at < (_MOVE_EVERY_S if self._is_terminal else _SAY_EVERY_S):
             return
+        self._said_at = now
         if self._is_terminal:
             self._write("\r" + _fitted(f"  {text}", self.width) + "\r")
             self._has_moving_line = True
-        elif time.monotonic() - self._said_at > _SAY_EVERY_S:
-            self._said_at = time.monotonic()
+        else:
             self._write(f"  {text}\n")
 
     def last_line(self, text: str) -> None:

@@ -27,6 +27,7 @@ from algomesh_services.launcher.settings import Settings
 log = structlog.get_logger("algomesh.launcher")
 
 LOOK_AFTER_S = 0.06
+_DRAIN_SOON_S = 0.25
 NET_S = 1.0
 HOUSEKEEPING_S = 0.25
 _BACK_OFF_FIRST_S, _BACK_OFF_LAST_S = 0.5, 30.0
@@ -71,6 +72,7 @@ class Control:
         self._unmet: dict[VersionId, int] = {}
         self._looks: set[VersionId] = set()
         self._wake_look = asyncio.Event()
+        self._paces: dict[VersionId, tuple[float, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_open = True
         fleet.events = self
@@ -116,14 +118,15 @@ class Control:
 
     def on_entry(self, entry: messages.AlgorithmEntry) -> None:
         """An algorithm was published, changed or (with no versions) deleted."""
-        known = {}
+        known, minimums = {}, {}
         for each in entry.versions:
             try:
-                known[VersionId(entry.owner, entry.name, Version.parse(each.version))] = each.digest
+                version = VersionId(entry.owner, entry.name, Version.parse(each.version))
+                known[version], minimums[version] = each.digest, each.min_instances
             except BadName as error:
                 log.warning("directory_entry_unreadable", algorithm=f"{entry.owner}/{entry.name}", error=str(error))
         self._forget_changed(f"{entry.owner}/{entry.name}", known)
-        self._minimums.update(f"{entry.owner}/{entry.name}", list(known))
+        self._minimums.update(f"{entry.owner}/{entry.name}", minimums)
 
     async def restore(self) -> None:
         """Make the stream and the consumers of all that runs again, after a server has lost them."""
@@ -251,6 +254,7 @@ class Control:
 
     def _look_soon(self, version: VersionId) -> None:
         self._looks.add(version)
+        self._paces.setdefault(version, (self._clock(), self._fleet.runs_total(version)))
         self._wake_look.set()
 
     async def _look(self) -> None:
@@ -267,7 +271,20 @@ class Control:
         if early:
             self._wake_look.set()
         waiting = await self._parking.waiting_for(wanted)
-        self._serve({version: count for version, count in waiting.items() if count > 0})
+        now = self._clock()
+        soon = {version for version, count in waiting.items() if count > 0 and self._drains_soon(version, count, now)}
+        for version in soon:
+            self._look_soon(version)
+        for version in wanted - soon:
+            self._paces.pop(version, None)
+        self._serve({version: count for version, count in waiting.items() if count > 0 and version not in soon})
+
+    def _drains_soon(self, version: VersionId, waiting: int, now: float) -> bool:
+        """Whether its instances, as they have worked since the last look, need no help with what waits."""
+        total = self._fleet.runs_total(version)
+        then, total_then = self._paces.get(version, (now, total))
+        self._paces[version] = (now, total)
+        return waiting * (now - then) < _DRAIN_SOON_S * (total - total_then)
 
     async def _cast_net(self) -> None:
         """Count everything that waits: demands may be lost, and those who wait are told how things stand."""

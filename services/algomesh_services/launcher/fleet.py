@@ -70,6 +70,11 @@ class Fleet:
         """The instances of a version that stay, ready or not."""
         return [each for each in self.instances.values() if each.version == version and each.state != "draining"]
 
+    def runs_total(self, version: VersionId) -> int:
+        """How many runs its instances have begun so far."""
+        running = [each.process for each in self.of_version(version) if each.process is not None]
+        return sum(process.watch.runs_total for process in running)
+
     def digests(self) -> set[str]:
         """The archives that instances run from."""
         return {instance.digest for instance in self.instances.values()}
@@ -203,7 +208,7 @@ class Fleet:
             boot=platform.pack(boot),
             log_path=self._log_path(instance),
             preload=frozenset(manifest.options.preload),
-            environment=self._devices(instance.place),
+            environment=self._devices(instance.place) | self._settings.instance_environment,
             threads=self._settings.threads,
             memory_bytes=manifest.options.memory_bytes,
         )

@@ -1,10 +1,11 @@
 """Which versions want instances though nobody calls them: those with `min_instances`, the newest of each major number.
 
-Older ones give their places up when a newer one is published; called, they start like any other. The directory does
-not say what a version wants, so manifests are fetched, one after the other and in no haste.
+Older ones give their places up when a newer one is published; called, they start like any other. The directory says
+how many a version wants; its manifest, which a launch needs, is fetched here, so that no call has to come first.
 """
 
 import asyncio
+from collections.abc import Mapping
 
 import structlog
 
@@ -16,7 +17,6 @@ from algomesh_services.launcher.provision import as_failure
 log = structlog.get_logger("algomesh.launcher")
 
 _RETRY_S = 1.0
-_MANY, _PAUSE_S = 100, 0.005  # thousands of manifests are asked for beside the calls, not before them
 
 
 class Minimums:
@@ -25,31 +25,28 @@ class Minimums:
     def __init__(self, bundles: Bundles) -> None:
         self.floors: dict[VersionId, int] = {}
         self._bundles = bundles
-        self._newest: dict[str, frozenset[VersionId]] = {}
+        self._wanted: dict[str, frozenset[VersionId]] = {}
         self._unlearned: dict[VersionId, None] = {}
         self._wake = asyncio.Event()
 
-    def update(self, algorithm: str, versions: list[VersionId]) -> None:
-        """These are the versions of `algorithm` now."""
-        newest = frozenset({version.version.major: version for version in sorted(versions)}.values())
-        for version in self._newest.pop(algorithm, frozenset()) - newest:
+    def update(self, algorithm: str, versions: Mapping[VersionId, int]) -> None:
+        """These are the versions of `algorithm` now, and how many instances each wants."""
+        newest = {version.version.major: version for version in sorted(versions)}.values()
+        wanted = frozenset(version for version in newest if versions[version] > 0)
+        for version in self._wanted.pop(algorithm, frozenset()) - wanted:
             self.floors.pop(version, None)
             self._unlearned.pop(version, None)
-        if newest:
-            self._newest[algorithm] = newest
-        for version in newest:
-            self._unlearned.pop(version, None)
-            self._unlearned[version] = None
-        self._wake.set()
+        if wanted:
+            self._wanted[algorithm] = wanted
+            self._unlearned.update(dict.fromkeys(wanted))
+            self._wake.set()
 
     async def learn(self) -> None:
         """Find out about one version, as soon as there is one to find out about."""
         while not self._unlearned:
             self._wake.clear()
             await self._wake.wait()
-        version, _ = self._unlearned.popitem()  # what was published just now comes before what a start has found
-        if len(self._unlearned) > _MANY:
-            await asyncio.sleep(_PAUSE_S)
+        version, _ = self._unlearned.popitem()
         try:
             manifest = await self._bundles.manifest(version)
         except (BrokerError, BadArchive) as error:
@@ -58,9 +55,5 @@ class Minimums:
                 self._unlearned[version] = None
                 await asyncio.sleep(_RETRY_S)
             return
-        if version not in self._newest.get(version.algorithm, ()):
-            return  # a newer one was published meanwhile
-        if manifest.options.min_instances > 0:
+        if version in self._wanted.get(version.algorithm, ()):  # else a newer one was published meanwhile
             self.floors[version] = manifest.options.min_instances
-        else:
-            self.floors.pop(version, None)

@@ -15,6 +15,7 @@ from algomesh_services.launcher.budget import Capacity
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _MEMORY_SHARE = 0.8
 _MAX_THREADS = 4
+_FOR_INSTANCES = ("ALGOMESH_DISPATCH",)
 
 
 class BadSettings(ValueError):
@@ -32,6 +33,7 @@ class Settings:
 
     An instance that is not ready `start_timeout_s` after its launch is killed. `drain_s` is the longest that a
     retired one may go on, `stop_s` the same when the launcher itself stops. `cache_bytes` bounds the unpacked versions.
+    `instance_environment` is what instances are given beside their devices.
     """
 
     nats_url: str
@@ -42,6 +44,7 @@ class Settings:
     drain_s: float = 30.0
     stop_s: float = 5.0
     cache_bytes: int = 8 * 2**30
+    instance_environment: dict[str, str] = field(default_factory=dict)
     launcher: str = field(default_factory=new_launcher_id)
 
     @property
@@ -65,7 +68,8 @@ class Settings:
 
         ALGOMESH_START_TIMEOUT_S (300), ALGOMESH_MAX_INSTANCES (100), ALGOMESH_MEMORY_BYTES (80 % of what the machine or
         its control group has), ALGOMESH_GPUS (`0,1`; found when not given), ALGOMESH_INSTANCE_THREADS,
-        ALGOMESH_GRACE_S (5, when the launcher stops), ALGOMESH_CACHE_BYTES (8 GiB).
+        ALGOMESH_GRACE_S (5, when the launcher stops), ALGOMESH_CACHE_BYTES (8 GiB); ALGOMESH_DISPATCH goes on to the
+        instances.
         """
         cpus = len(os.sched_getaffinity(0))
         memory_bytes = int(_MEMORY_SHARE * machine_memory_bytes())
@@ -82,6 +86,7 @@ class Settings:
             start_timeout_s=_number(environment, "ALGOMESH_START_TIMEOUT_S", 300.0),
             stop_s=_number(environment, "ALGOMESH_GRACE_S", 5.0),
             cache_bytes=int(_number(environment, "ALGOMESH_CACHE_BYTES", 8 * 2**30)),
+            instance_environment={name: environment[name] for name in _FOR_INSTANCES if name in environment},
         )
 
 

@@ -21,6 +21,7 @@ log = structlog.get_logger("algomesh.ledger")
 
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 _LOOK_S: Final = 1.0
+_ROWS_AT_ONCE: Final = 5_000
 # No deadline is longer than a week.
 _LONGEST_RUN_DAYS: Final = 8.0
 _HOST_PREFIX: Final = HOST_BEATS.removesuffix("*")
@@ -54,7 +55,7 @@ class Keeper:
             messages = await self._feed.take()
             self._is_written.clear()
             try:
-                await self._write(self._read(messages))
+                await self._keep_batch(messages)
                 self._feed.acknowledge(messages)
             finally:
                 self._is_written.set()
@@ -63,21 +64,25 @@ class Keeper:
         """Return when no batch is half way."""
         await self._is_written.wait()
 
-    def _read(self, messages: Sequence[Message]) -> list[RunEvent]:
+    async def _keep_batch(self, messages: Sequence[Message]) -> None:
         found: list[RunEvent] = []
-        dropped, now = 0, self._clock()
         for message in messages:
-            try:
-                # Delivered by a pull, its subject is the one it was published on.
-                taken = events.read(message.subject, message.data, now)
-            except BadMessage as error:
-                log.warning("events_unreadable", subject=message.subject, error=str(error))
-                continue
-            found += taken.events
-            if taken.dropped:
-                dropped += taken.dropped
-                log.warning("events_dropped", subject=message.subject, count=taken.dropped)
-        return events.merged(found)
+            found += self._read(message)
+            if len(found) >= _ROWS_AT_ONCE:
+                await self._write(events.merged(found))
+                found = []
+        await self._write(events.merged(found))
+
+    def _read(self, message: Message) -> list[RunEvent]:
+        try:
+            # Delivered by a pull, its subject is the one it was published on.
+            taken = events.read(message.subject, message.data, self._clock())
+        except BadMessage as error:
+            log.warning("events_unreadable", subject=message.subject, error=str(error))
+            return []
+        if taken.dropped:
+            log.warning("events_dropped", subject=message.subject, count=taken.dropped)
+        return taken.events
 
     async def _write(self, batch: list[RunEvent]) -> None:
         """Write until it is committed; rows that PostgreSQL refuses are found by halving, and dropped."""

@@ -90,6 +90,8 @@ def mesh_programs(
     programs: list[MeshProgram] = []
     for name in NAMES:
         known = {**environment, "ALGOMESH_POSTGRES": postgres if name in ("registry", "ledger") else ""}
+        if name == "launcher":  # its goodbye must come before the supervisor's patience ends
+            known["ALGOMESH_GRACE_S"] = str(0.6 * _GRACE_S[name])
         is_last = name == NAMES[-1]
         programs.append(
             MeshProgram(

@@ -21,6 +21,7 @@ MIGRATIONS = (
         calls        text[] NOT NULL,
         timeout_s    double precision,
         attempts     integer NOT NULL,
+        min_instances integer NOT NULL,
         description  text NOT NULL,
         published_at timestamptz NOT NULL DEFAULT now(),
         published_by text NOT NULL,

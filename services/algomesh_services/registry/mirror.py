@@ -68,6 +68,7 @@ def entries_of(records: Iterable[VersionRecord]) -> list[AlgorithmEntry]:
                     attempts=record.attempts,
                     description=record.description,
                     published_at=record.published_at,
+                    min_instances=record.min_instances,
                 )
                 for record in _oldest_first(versions)
             ],

@@ -54,6 +54,7 @@ class VersionRecord(NamedTuple):
     calls: tuple[str, ...]
     timeout_s: float | None
     attempts: int
+    min_instances: int
     description: str
     published_at: float
 
@@ -63,7 +64,7 @@ _KEYS = (
     " FROM keys"
 )
 _VERSIONS = (
-    "SELECT owner, name, version, digest, calls, timeout_s, attempts, description,"
+    "SELECT owner, name, version, digest, calls, timeout_s, attempts, min_instances, description,"
     " extract(epoch from published_at)::float8 FROM versions"
 )
 
@@ -174,10 +175,10 @@ class Store:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _PUBLISH_LOCK)
             inserted = await connection.fetchval(
                 "INSERT INTO versions (owner, name, version, digest, manifest, calls, timeout_s, attempts,"
-                " description, published_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+                " min_instances, description, published_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
                 " ON CONFLICT DO NOTHING RETURNING true",
                 *(version.owner, version.name, str(version.version), digest, pack(manifest), options.calls),
-                *(options.timeout_s, options.attempts, manifest.description, by),
+                *(options.timeout_s, options.attempts, options.min_instances, manifest.description, by),
             )
             if inserted:
                 await self._tell(connection, "version", str(version))
