@@ -2,14 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conditions import processes_with
-from tests.integration.up_fixtures import environment
+from tests.conditions import processes_with, until
+from tests.integration.up_fixtures import alive, descendants, environment
 
 pytestmark = pytest.mark.integration
 
@@ -59,3 +60,29 @@ def test_posts_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+async def test_a_demo_that_is_cut_short_leaves_no_process(tmp_path: Path, signum: signal.Signals) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "algomesh_services.demo"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(TMPDIR=str(folder)),
+    ) as demo:  # fmt: skip
+        assert demo.stdout is not None
+        while line := demo.stdout.readline():
+            if line.startswith("2"):  # the mesh is up, and something is being published
+                break
+        family = descendants(demo.pid)
+        assert len(family) > 6
+
+        demo.send_signal(signum)
+        _, errors = demo.communicate(timeout=20)
+
+    assert errors == ""
+    assert demo.returncode == (130 if signum is signal.SIGINT else -signal.SIGKILL)
+    await until(lambda: not alive(family), 15)
+    await until(lambda: not processes_with(str(folder)), 15)
+    if signum is signal.SIGINT:
+        assert os.listdir(folder) == []  # noqa: PTH208

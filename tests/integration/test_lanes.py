@@ -10,8 +10,11 @@ import pytest
 import pytest_asyncio
 
 from algomesh import errors
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.connection import Message
 from algomesh_broker.server import NatsServer
 from tests.conditions import until
+from tests.integration import bare_algorithms
 from tests.integration.bare import BareMesh
 
 pytestmark = pytest.mark.integration
@@ -254,3 +257,22 @@ async def test_no_call_is_lost_or_doubled_through_many_floods(mesh: BareMesh, tm
         await asyncio.gather(*[mesh.call("once", {"file": str(file), "name": n, "seconds": "0.002"}) for n in batch])
 
     assert Counter(lines_of(file)) == Counter(names)
+
+
+async def test_a_hop_without_a_route_token_is_refused_and_recorded(mesh: BareMesh) -> None:
+    await mesh.serve("clean")
+    await mesh.call("clean", "x")
+    version = bare_algorithms.clean.version_id
+    recorded: list[messages.RunEvent] = []
+    heard: list[Message] = []
+    await mesh.admin.subscribe(
+        subjects.run_events(version), lambda message: recorded.extend(codec.decode_events(message.data).runs)
+    )
+    await mesh.admin.subscribe("reply.>", heard.append)
+    call = messages.Call(run="r", root="r", root_caller="k~a", session="s", call="1", time_left_ms=5000)
+
+    mesh.admin.publish(subjects.hop(version, "evil~forger"), codec.encode(call))
+
+    event = await until(lambda: next((event for event in recorded if event.state == "refused"), None))
+    assert (event.caller, event.error) == ("evil~forger", "permission_denied")
+    assert heard == []
