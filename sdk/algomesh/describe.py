@@ -34,7 +34,7 @@ def describe(project: Project, *, timeout_s: float = IMPORT_LIMIT_S) -> list[Man
     `timeout_s` seconds to, or holds no algorithm after all.
     """
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "algomesh.describe", str(writing), str(project.folder), *project.modules]
+    command = [sys.executable, "-P", "-m", "algomesh.describe", str(writing), str(project.folder), *project.modules]
     with os.fdopen(reading, "rb") as pipe:
         with subprocess.Popen(
             command, pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,5 +1,6 @@
 """Calls over HTTP, through the gateway: `POST /mesh/v1/call/{owner}/{name}[/{version}]`."""
 
+import io
 import time
 from typing import Self
 
@@ -48,7 +49,7 @@ class HttpTransport:
         try:
             async with self._session.post(
                 f"{self._url}{http_face.CALL_PATH}/{reference}",
-                data=bytes(content.payload),
+                data=io.BytesIO(content.payload),
                 headers=headers,
                 timeout=limit,
             ) as answer:

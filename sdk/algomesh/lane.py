@@ -319,9 +319,18 @@ class Lane:
         error = pending.lost(reason, detail)
         self._tell(pending, "lost", reason if error is None else error.code)
         if error is None:
-            self._again(pending)
+            self._once_more(pending)
         else:
             pending.fail(error)
+
+    def _once_more(self, pending: Pending) -> None:
+        """Send again after a death; parked, since the server may not yet know that the dead one listens no more."""
+        pending.call = replace(pending.call, attempt=pending.call.attempt + 1)
+        pending.instance, pending.parked_at = "", 0.0
+        if self._connection.is_connected:
+            self._park(pending)
+        else:
+            pending.state = SENT  # the reconnect will send it
 
     def _on_host_beat(self, message: Message) -> None:
         try:

@@ -61,7 +61,7 @@ async def ask(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    away_until = loop.time() + min(_AWAY_S, timeout_s)
+    away_until = loop.time() + min(_AWAY_S, timeout_s / 2)
     while True:
         try:
             message = await _once(connection, program, verb, algorithm, body, deadline)

@@ -89,7 +89,7 @@ def signal_all() -> None:
 
 @algorithm("test/greedy", version="1.0.0", memory="256Mi", timeout=20)
 def greedy(mebibytes: int) -> int:
-    block = bytearray(mebibytes * 2**20)
+    block = b"x" * (mebibytes * 2**20)
     time.sleep(3)
     return len(block)
 

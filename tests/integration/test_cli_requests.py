@@ -39,7 +39,7 @@ async def ps(connection: Connection, timeout_s: float = 5.0) -> platform.Instanc
 
 
 async def test_a_program_that_is_not_there_is_named_with_how_to_start_it(connection: Connection) -> None:
-    with pytest.raises(errors.Unreachable, match="launcher is not running.*algomesh serve launcher"):
+    with pytest.raises(errors.Unreachable, match=r"launcher is not running.*algomesh serve launcher"):
         await ps(connection, 0.3)
 
 

@@ -274,5 +274,6 @@ async def test_a_hop_without_a_route_token_is_refused_and_recorded(mesh: BareMes
     mesh.admin.publish(subjects.hop(version, "evil~forger"), codec.encode(call))
 
     event = await until(lambda: next((event for event in recorded if event.state == "refused"), None))
+    assert event is not None
     assert (event.caller, event.error) == ("evil~forger", "permission_denied")
     assert heard == []

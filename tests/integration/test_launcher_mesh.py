@@ -168,7 +168,8 @@ async def test_a_launcher_that_is_killed_leaves_no_instance_and_the_next_starts_
         there = There(mesh, await mesh.admin(), client)
         name = await there.publish("pid", "return os.getpid()")
         code = (
-            "from algomesh_services.launcher import service, settings as s; service.run(s.Settings.from_environment())"
+            "import asyncio; from algomesh_services.launcher import service, settings as s; "
+            "asyncio.run(service.run(s.Settings.from_environment()))"
         )
         environment = {**os.environ, "ALGOMESH_NATS": mesh.url, "ALGOMESH_STATE": str(mesh.settings.state)}
         with (tmp_path / "launcher.log").open("w") as log:
@@ -187,7 +188,9 @@ async def test_a_launcher_that_is_killed_leaves_no_instance_and_the_next_starts_
 
 
 async def test_too_much_memory_and_too_long_a_run_are_told_as_such(there: There) -> None:
-    eats = await there.publish("eats", "return len(bytearray(200 * 2**20)) and time.sleep(5)", memory_bytes=96 * 2**20)
+    eats = await there.publish(
+        "eats", "block = b'x' * (200 * 2**20); time.sleep(5); return len(block)", memory_bytes=96 * 2**20
+    )
     hangs = await there.publish("hangs", "while True: pass", timeout_s=0.5)
 
     with pytest.raises(errors.MemoryExceeded):

@@ -8,11 +8,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nkeys
 import pytest
 
 from algomesh_broker.authorization import authorization_config
-from algomesh_broker.credentials import ensure_secrets, read_seed
+from algomesh_broker.credentials import ensure_secrets, public_key, read_seed
 from algomesh_broker.server import NatsConfig, NatsServer
 from algomesh_services.local.postgres import Postgres
 from algomesh_services.local.running import RunningMesh
@@ -228,7 +227,7 @@ def test_nats_config_has_public_keys_only(tmp_path: Path) -> None:
     printed = run("nats-config", "--state", str(tmp_path)).stdout
 
     seed = read_seed(tmp_path / "secrets", "registry")
-    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    public = public_key(seed)
     assert public in printed
     assert seed.decode() not in printed
     assert "auth_callout" in printed

@@ -16,21 +16,16 @@ def main() -> NoReturn:
     hide_secrets(sys.argv)
     try:
         from algomesh_services.cli.app import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("algomesh"):
-            raise
-        _end(f"the command line needs {error.name}, which is not installed: pip install 'algomesh[mesh]'")
-    from algomesh_services.cli.output import say_error
 
-    try:
         app(prog_name="algomesh")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if os.environ.get("ALGOMESH_DEBUG"):
             raise
-        say_error(f"{type(error).__name__}: {error}. This is a fault of algomesh; ALGOMESH_DEBUG=1 shows where")
-        sys.exit(1)
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "algomesh").startswith("algomesh"):
+            _end(f"this needs the package {error.name}, which is not installed: pip install 'algomesh[mesh]'")
+        _end(f"{type(error).__name__}: {error}. This is a fault of algomesh; ALGOMESH_DEBUG=1 shows where")
     sys.exit(0)
 
 

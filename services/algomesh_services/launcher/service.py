@@ -43,16 +43,12 @@ _LOG_RETRY_EVERY_S = 5.0
 _KEEP_WARM_S = 60.0
 
 
-def run(settings: Settings) -> None:
+async def run(settings: Settings) -> None:
     """Be a launcher until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
-
-    async def main() -> None:
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        await serve(settings, stopping)
-
-    asyncio.run(main())
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await serve(settings, stopping)
 
 
 async def serve(

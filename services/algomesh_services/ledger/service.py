@@ -86,14 +86,15 @@ async def _work(
         delete_rows=settings.delete_rows,
     )
     requests = Requests(connection, store)
+    if not await _retried(stopping, "nats", lambda: _up(feed, keeper, requests, connection)):
+        return
     async with asyncio.TaskGroup() as tasks:
         work = [
             tasks.create_task(keeper.keep(), name="ledger-keep"),
             tasks.create_task(keeper.look_after(), name="ledger-look-after"),
         ]
-        if await _retried(stopping, "nats", lambda: _up(feed, keeper, requests, connection)):
-            log.info("ready")
-            on_ready()
+        log.info("ready")
+        on_ready()
         await stopping.wait()
         log.info("stopping")
         await requests.close(settings.grace_s / 2)
