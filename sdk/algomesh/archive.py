@@ -20,7 +20,10 @@ class Archive(NamedTuple):
 
 def pack(project: Project) -> Archive:
     """Pack the project's files, sorted, without times, owners or permissions. Raises BadProject."""
-    total = sum((project.folder / file).stat().st_size for file in project.files)
+    try:
+        total = sum((project.folder / file).stat().st_size for file in project.files)
+    except OSError as error:
+        raise BadProject(f"{error.filename} cannot be read: {error.strerror}") from error
     if total > LARGEST_BYTES:
         raise BadProject(
             f"{project.folder.name} has {total / 2**30:.1f} GiB; 2 GiB is the most. Exclude data and caches"
