@@ -54,7 +54,7 @@ _EVENTS = {
     "storage": "file",
     "retention": "limits",
     "discard": "old",
-    "max_bytes": 256 * 2**20,
+    "max_bytes": 512 * 2**20,
     "max_age": _DAY_S * _NANOSECONDS,
     # Nobody waits for it, and an acknowledgement could be steered (ADR 0004).
     "no_ack": True,

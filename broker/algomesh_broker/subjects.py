@@ -93,6 +93,17 @@ def reply(answerer: str, caller: str, session: str, call_id: str) -> str:
     return f"reply.{owner}.{name}.{caller}.{session}.{call_id}"
 
 
+def replies_of(answerer: str) -> str:
+    """What every answer of `owner~name` begins with; followed by `answer_to`, it is `reply`."""
+    owner, _, name = answerer.partition("~")
+    return f"reply.{owner}.{name}."
+
+
+def answer_to(prefix: str, caller: str, session: str, call_id: str) -> str:
+    """The subject of one answer, for who answers often and keeps its `replies_of`."""
+    return f"{prefix}{caller}.{session}.{call_id}"
+
+
 def replies_to(caller: str, session: str) -> str:
     """What a caller subscribes once: every answer to this session."""
     return f"reply.*.*.{caller}.{session}.*"

@@ -20,7 +20,7 @@ from algomesh import errors
 from algomesh.content import Content
 from algomesh.pending import PARKED, RUNNING, SENT, Pending
 from algomesh_broker import codec, messages, subjects
-from algomesh_broker.connection import Connection, Message, Subscription
+from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
 from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
@@ -63,9 +63,8 @@ class Lane:
         self._pending: dict[str, Pending] = {}
         self._ids = itertools.count(1)
         self._free_ids: list[str] = []
-        self._fleet: dict[VersionId, Subscription] = {}
+        self._subjects: dict[VersionId, str] = {}
         self._host_beats: dict[str, float] = {}
-        self._silent_since = 0.0
         self._sweeping: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -97,7 +96,7 @@ class Lane:
         """
         pending, call_id = self._register(order)
         try:
-            self._send(pending)
+            self._send(pending, codec.encode(pending.call))
             return await pending.future, pending
         except asyncio.CancelledError:
             self._cancel(pending)
@@ -123,8 +122,10 @@ class Lane:
 
     def _register(self, order: Order) -> tuple[Pending, str]:
         version = order.version
-        if version not in self._fleet:
-            self._fleet[version] = self._connection.join(subjects.fleet(version), self._on_fleet)
+        subject = self._subjects.get(version)
+        if subject is None:
+            self._connection.join(subjects.fleet(version), self._on_fleet)
+            subject = self._subjects[version] = subjects.call(version, self._caller)
         call_id = self._take_id()
         call = messages.Call(
             run=order.run,
@@ -133,7 +134,7 @@ class Lane:
             root_caller=order.root_caller,
             session=self._session,
             call=call_id,
-            time_left_ms=0,
+            time_left_ms=self._left_ms(order.deadline),
             depth=order.depth,
             budget=order.budget,
             content_type=order.content.content_type,
@@ -146,7 +147,6 @@ class Lane:
             raise errors.PayloadTooLarge(
                 f"{PayloadTooLarge(order.content.size_bytes, limit)}; {_LARGE}", stage=str(version)
             )
-        subject = subjects.call(version, self._caller)
         pending = Pending(version, call, subject, order.deadline, order.attempts, self._loop.create_future())
         self._pending[call_id] = pending
         if self._sweeping is None:
@@ -157,12 +157,12 @@ class Lane:
         """A call's number, used again and again: nats-server caches what it knows of a subject, and few are enough."""
         return self._free_ids.pop() if self._free_ids else format(next(self._ids), "x")
 
-    def _send(self, pending: Pending) -> None:
+    def _send(self, pending: Pending, envelope: bytes) -> None:
         """Publish on the live lane; while the server is away, the reconnect will send it."""
         pending.state, pending.instance = SENT, ""
         if self._connection.is_connected:
             reply = subjects.no_responders(self._caller, self._session, pending.call.call)
-            self._connection.publish(pending.subject, self._envelope(pending), reply)
+            self._connection.publish(pending.subject, envelope, reply)
 
     def _park(self, pending: Pending) -> None:
         """Nobody is there: leave it with the stream, and say that somebody waits."""
@@ -192,14 +192,16 @@ class Lane:
             self._park(pending)
 
     def _envelope(self, pending: Pending) -> bytes:
-        left_ms = max(1, int((pending.deadline - self._loop.time()) * 1000))
-        call = pending.call
-        pending.call = replace(call, time_left_ms=left_ms)
+        """The call once more, with what is left of its time now."""
+        pending.call = replace(pending.call, time_left_ms=self._left_ms(pending.deadline))
         return codec.encode(pending.call)
+
+    def _left_ms(self, deadline: float) -> int:
+        return max(1, int((deadline - self._loop.time()) * 1000))
 
     def _again(self, pending: Pending) -> None:
         pending.call = replace(pending.call, attempt=pending.call.attempt + 1)
-        self._send(pending)
+        self._send(pending, self._envelope(pending))
 
     def _cancel(self, pending: Pending) -> None:
         if pending.instance and self._connection.is_connected:

@@ -1,11 +1,9 @@
 """Calls straight over NATS."""
 
 import asyncio
-import secrets
+import random
 import time
 from typing import Self
-
-from algomesh_broker.directory import Directory
 
 from algomesh import errors
 from algomesh.content import Content
@@ -13,6 +11,7 @@ from algomesh.lane import Lane, Order
 from algomesh.response import Metadata, Response
 from algomesh.transport import DEEPEST, Origin
 from algomesh_broker.connection import Connection
+from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import Reference
@@ -28,6 +27,8 @@ class NatsTransport:
         self.directory = directory
         self._caller = connection.identity.caller
         self._loop = asyncio.get_running_loop()
+        # Its own: a program may seed the common one, and two runs must never have one id.
+        self._random = random.Random()  # noqa: S311  # an id is a name, no secret
 
     @classmethod
     async def open(cls, url: str, identity: Identity, *, timeout_s: float = 5.0, name: str = "sdk") -> Self:
@@ -57,7 +58,7 @@ class NatsTransport:
             version, entry = self.directory.resolve(reference)
         except BrokerError as error:
             raise translate(error) from error
-        run = secrets.token_hex(16)
+        run = f"{self._random.getrandbits(128):032x}"
         deadline = self._loop.time() + timeout_s
         if origin is None:
             root, parent, root_caller, depth, budget = run, "", self._caller, 0, 10_000

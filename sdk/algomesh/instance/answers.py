@@ -27,11 +27,13 @@ class Answers:
 
     def __init__(self, connection: Connection, version: VersionId, boot: Boot, ready_ns: int) -> None:
         self._connection = connection
-        self._version = version
         self._instance = boot.instance
         self._ready_ns = ready_ns
         self._start_ms = max(0, ready_ns - boot.launched_ns) // 1_000_000
         self._record = Record(connection, version)
+        # Made once: they are in every answer and every record.
+        self._stage, self._algorithm, self._number = str(version), version.algorithm, str(version.version)
+        self._replies = subjects.replies_of(version.caller)
 
     @property
     def ready_ms(self) -> int:
@@ -49,13 +51,13 @@ class Answers:
     def answer(self, job: Job, outcome: Outcome, took_s: float) -> None:
         """Send the result or the failure of a run that took `took_s` seconds, and record it."""
         call = job.call
-        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+        subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
         if isinstance(outcome, content.Content):
             result = messages.Result(
                 run=call.run,
                 attempt=call.attempt,
                 instance=self._instance,
-                version=str(self._version.version),
+                version=self._number,
                 content_type=outcome.content_type,
                 detail=outcome.detail,
                 payload=memoryview(outcome.payload),
@@ -82,12 +84,12 @@ class Answers:
             attempt=call.attempt,
             instance=self._instance,
             code=error.code,
-            message=error.message[:8192],
-            stage=str(self._version),
-            error_type=error.error_type[:256],
+            message=error.message[:_LONGEST_MESSAGE],
+            stage=self._stage,
+            error_type=error.error_type[:_LONGEST_TYPE],
         )
         try:
-            subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+            subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
             self._connection.publish(subject, codec.encode(failure))
         except BrokerError as lost:
             log.warning("answer_lost", run=call.run, error=str(lost))
@@ -100,7 +102,7 @@ class Answers:
     def refuse_hop(self, subject: str) -> None:
         """Record a hop without a valid route token; nobody is answered, since its claims are unproved."""
         forwarder = subject.rpartition(".")[2]
-        log.warning("hop_refused", forwarder=forwarder, algorithm=str(self._version))
+        log.warning("hop_refused", forwarder=forwarder, algorithm=self._stage)
         now = time.time()
         self._record.add(
             messages.RunEvent(
@@ -108,8 +110,8 @@ class Answers:
                 attempt=1,
                 root="",
                 parent="",
-                algorithm=self._version.algorithm,
-                version=str(self._version.version),
+                algorithm=self._algorithm,
+                version=self._number,
                 caller=forwarder,
                 root_caller=forwarder,
                 instance=self._instance,
@@ -126,8 +128,8 @@ class Answers:
             attempt=call.attempt,
             root=call.root,
             parent=call.parent,
-            algorithm=self._version.algorithm,
-            version=str(self._version.version),
+            algorithm=self._algorithm,
+            version=self._number,
             caller=job.caller,
             root_caller=call.root_caller,
             instance=self._instance,
@@ -150,5 +152,5 @@ class Answers:
             ready_ms=self.ready_ms,
             start_ms=self._start_ms,
         )
-        subject = subjects.reply(self._version.caller, job.caller, call.session, call.call)
+        subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
         self._connection.publish(subject, codec.encode(running), f"{self._connection.identity.inbox}.gone.{call.run}")

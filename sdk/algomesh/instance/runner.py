@@ -58,6 +58,7 @@ class Runner:
         self._connection = connection
         self._algorithm = algorithm
         self._version = algorithm.version_id
+        self._stage = str(self._version)
         self._boot = boot
         self._watch = watch
         self._function: Callable[[Any], Any] = algorithm.loaded()
@@ -138,7 +139,7 @@ class Runner:
     def _context_of(self, job: Job) -> RunContext:
         call = job.call
         origin = Origin(call.run, call.root, call.root_caller, call.depth, call.budget, job.limit)
-        return RunContext(self, origin, parent=call.parent, caller=job.caller, algorithm=str(self._version))
+        return RunContext(self, origin, parent=call.parent, caller=job.caller, algorithm=self._stage)
 
     def _adopt(self, known: Job, job: Job) -> None:
         """The same run again, since its sender thought it lost: go on with the one, answer to the newer attempt."""

@@ -5,6 +5,7 @@ nothing else notices.
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -25,12 +26,14 @@ from algomesh_services.ledger.store import Store, StoreAway
 log = structlog.get_logger("algomesh.ledger")
 
 T = TypeVar("T")
+_COURTESY: Final = 10  # on a busy machine calls go before their record, which waits in its stream
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 _AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
 
 
 async def run(settings: Settings) -> None:
     """Keep the ledger until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
+    os.nice(_COURTESY)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

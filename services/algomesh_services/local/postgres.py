@@ -37,6 +37,7 @@ _SOCKET: Final = ".s.PGSQL.5432"
 _SOCKET_PATH_LIMIT: Final = 107
 # A previous server whose supervisor was killed ends within a moment.
 _PREDECESSOR_S: Final = 5.0
+_COURTESY: Final = 10
 _FATAL: Final = re.compile(r"(?:FATAL|PANIC|initdb: error|postgres): +(?P<reason>.*)")
 # Small, since it shares the machine with the algorithms, and durable: fsync stays on.
 _SETTINGS: Final = {
@@ -147,6 +148,8 @@ class Postgres(Program):
         while True:
             lines = _read_lines(self.data / "postmaster.pid")
             if len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready":
+                with contextlib.suppress(OSError):  # its backends inherit it: calls go before their record
+                    os.setpriority(os.PRIO_PROCESS, pid, _COURTESY)
                 return
             await asyncio.sleep(0.005)
 
