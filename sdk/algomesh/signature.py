@@ -19,11 +19,21 @@ _PLAIN: tuple[object, ...] = (inspect.Parameter.empty, Any, object)
 
 
 class Signature(NamedTuple):
-    """How to read the input, and the JSON Schemas (b"" where nothing is known)."""
+    """How to read the input, and the annotated types; their JSON Schemas are made when somebody wants them."""
 
     read: Callable[[str, str, bytes | memoryview], Any]
-    input_schema: bytes
-    output_schema: bytes
+    takes: Any
+    gives: Any
+
+    @property
+    def input_schema(self) -> bytes:
+        """What it takes, as JSON Schema; b"" where nothing is known."""
+        return _schema(self.takes)
+
+    @property
+    def output_schema(self) -> bytes:
+        """What it gives, as JSON Schema; b"" where nothing is known."""
+        return _schema(self.gives)
 
 
 def read_signature(function: Callable[..., Any], *, method: bool = False) -> Signature:
@@ -44,7 +54,7 @@ def read_signature(function: Callable[..., Any], *, method: bool = False) -> Sig
         hints = {}
     wanted = hints.get(parameters[0].name, inspect.Parameter.empty)
     given = hints.get("return", inspect.Parameter.empty)
-    return Signature(_reader(wanted), _schema(wanted), _schema(given))
+    return Signature(_reader(wanted), wanted, given)
 
 
 def _reader(wanted: Any) -> Callable[[str, str, bytes | memoryview], Any]:

@@ -30,6 +30,9 @@ from algomesh_broker.identity import Identity
 from algomesh_broker.names import Version, VersionId
 from algomesh_broker.platform import unpack
 
+with contextlib.suppress(ImportError):  # in the zygote: importing it takes longer than everything else in a start
+    import uvloop  # noqa: F401
+
 log = structlog.get_logger("algomesh.instance")
 
 _CONNECT_S: Final = 30.0
@@ -40,6 +43,7 @@ def main(record: bytes, page: mmap.mmap) -> int:
     """Be one instance until SIGTERM; return the exit code."""
     boot = unpack(Boot, record)
     watch = WatchWriter(page)
+    marks = {"fork_ms": time.monotonic_ns()}
     output.redirect()
     _log_plainly()
     watch.enter(Phase.IMPORTING)
@@ -48,9 +52,10 @@ def main(record: bytes, page: mmap.mmap) -> int:
     except BaseException as error:  # whatever an import raises
         return _give_up(IMPORT_FAILED_CODE, error, "cannot be imported")
     watch.enter(Phase.LOADING)
+    marks["import_ms"] = time.monotonic_ns()
     loop = new_event_loop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(_serve(boot, algorithm, watch))
+    return loop.run_until_complete(_serve(boot, algorithm, watch, marks))
 
 
 def import_algorithm(boot: Boot) -> Algorithm[Any, Any]:
@@ -65,7 +70,7 @@ def import_algorithm(boot: Boot) -> Algorithm[Any, Any]:
     return found
 
 
-async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter) -> int:
+async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter, marks: dict[str, int]) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -81,20 +86,31 @@ async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter)
         connecting.cancel()
         return _give_up(LOAD_FAILED_CODE, error, "load() failed")
     watch.enter(Phase.CONNECTING)
+    marks["load_ms"] = time.monotonic_ns()
     try:
         connection = await connecting
     except BrokerError as error:
         return _give_up(NOT_CONNECTED_CODE, error, "cannot connect to the mesh", show_traceback=False)
     async with connection:
         runner = Runner(connection, algorithm, boot, watch, ready_ns=time.monotonic_ns())
+        marks["connect_ms"] = time.monotonic_ns()
         await runner.open()
         watch.enter(Phase.READY)
+        log.info("ready", **_spans(boot.launched_ns, marks))
         await _wait_for_end(stop, runner)
         watch.enter(Phase.DRAINING)
         await runner.drain(_DRAIN_S if boot.options.timeout_s is None else min(_DRAIN_S, boot.options.timeout_s))
         with contextlib.suppress(BrokerError):  # its last answers must be with the server before its death is told
             await connection.flush()
     return STUCK_CODE if runner.stuck.is_set() else 0
+
+
+def _spans(began_ns: int, marks: dict[str, int]) -> dict[str, float]:
+    """How long each phase of the start took, in milliseconds."""
+    ends = list(marks.values())
+    return {
+        name: round((end - start) / 1e6, 1) for name, start, end in zip(marks, [began_ns, *ends], ends, strict=False)
+    }
 
 
 async def _wait_for_end(stop: asyncio.Event, runner: Runner) -> None:

@@ -83,8 +83,8 @@ class Intake:
         self._connection.join(f"{self._inbox}.parked.*", self._on_park_answer)
         self._connection.on_reconnect.append(self._on_reconnect)
         self._join()
-        await self._connection.flush()
         self._pull()
+        await self._connection.flush()
 
     async def drain(self) -> None:
         """Take no more: leave the group, wait for what is on its way, park what waits for a slot."""
