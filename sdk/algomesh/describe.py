@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from typing import Final
 
@@ -33,19 +34,22 @@ def describe(project: Project, *, timeout_s: float = IMPORT_LIMIT_S) -> list[Man
     Raises BadProject with the last lines of the traceback when the code cannot be imported, takes longer than
     `timeout_s` seconds to, or holds no algorithm after all.
     """
-    reading, writing = os.pipe()
-    command = [sys.executable, "-P", "-m", "algomesh.describe", str(writing), str(project.folder), *project.modules]
-    with os.fdopen(reading, "rb") as pipe:
+    with tempfile.TemporaryFile() as out:
+        command = [sys.executable, "-P", "-m", "algomesh.describe", str(out.fileno()), str(project.folder)]
         with subprocess.Popen(
-            command, pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, *project.modules],
+            pass_fds=[out.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         ) as child:
-            os.close(writing)
             try:
                 said, _ = child.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired as error:
                 child.kill()
                 raise BadProject(f"importing {', '.join(project.modules)} took over {timeout_s:g} s") from error
-        data = pipe.read()
+        out.seek(0)
+        data = out.read()
     if not data:
         tail = said.decode(errors="replace").strip().splitlines()[-_SHOWN_LINES:]
         raise BadProject(f"the project ended its process (status {child.returncode}) when imported\n" + "\n".join(tail))

@@ -122,6 +122,15 @@ def test_an_option_out_of_bounds_is_told_with_its_line(tmp_path: Path) -> None:
         describe(project)
 
 
+def test_a_project_of_a_thousand_algorithms_is_described(tmp_path: Path) -> None:
+    many = "".join(
+        f"@algorithm('me/n{n}', version='1.0.0')\ndef n{n}(value: dict[str, list[int]]) -> int:\n    return 1\n"
+        for n in range(1000)
+    )
+
+    assert len(describe(read_project(write(tmp_path, many_py=ALGORITHM + many)))) == 1001
+
+
 def test_the_same_version_twice_is_refused(tmp_path: Path) -> None:
     again = ALGORITHM.replace("def shout", "def again")
     project = read_project(write(tmp_path, shout_py=ALGORITHM + again))
