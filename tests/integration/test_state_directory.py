@@ -152,7 +152,7 @@ def test_root_does_not_take_over_the_state_of_another_user(tmp_path: Path, needs
 
 def test_a_directory_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+        pytest.skip("needs an ordinary user: root may write everywhere")
     tmp_path.chmod(0o500)
 
     with pytest.raises(StateNotOurs, match="may not be written"):
