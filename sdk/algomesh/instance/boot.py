@@ -94,8 +94,9 @@ async def _serve(boot: Boot, algorithm: Algorithm[Any, Any], watch: WatchWriter,
     async with connection:
         runner = Runner(connection, algorithm, boot, watch, ready_ns=time.monotonic_ns())
         marks["connect_ms"] = time.monotonic_ns()
-        await runner.open()
+        # Before its first call can come: whoever dies of that was ready, and did not fail to start.
         watch.enter(Phase.READY)
+        await runner.open()
         log.info("ready", **_spans(boot.launched_ns, marks))
         await _wait_for_end(stop, runner)
         watch.enter(Phase.DRAINING)

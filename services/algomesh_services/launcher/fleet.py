@@ -239,7 +239,7 @@ class Fleet:
                 limit_s = float("inf")
             quick = now - forked_at < _POLL_FAST_FOR_S
             await asyncio.wait({exited}, timeout=_POLL_S if quick else _SLOW_POLL_S)
-        return False
+        return self._notice_ready(instance, process, self._clock())  # it may have been, between two looks
 
     def _notice_ready(self, instance: Instance, process: Process, now: float) -> bool:
         """Return whether it has become ready; the first time, that is told."""
