@@ -14,6 +14,7 @@ from algomesh_broker.errors import BadName
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})", re.ASCII)
 _PARTIAL = re.compile(r"(0|[1-9]\d{0,5})(\.(0|[1-9]\d{0,5})){0,2}", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _KEY_ID = re.compile(r"k~[a-z0-9]{1,32}", re.ASCII)
 _FORM = "owner/name or owner/name/1.2.0, each name like 'text-clean' (a-z, 0-9, _ and -, at most 63)"
 
@@ -126,6 +127,11 @@ def check_name(text: str, within: str = "") -> str:
         where = f" in {within!r}" if within else ""
         raise BadName(f"{text!r}{where} is not a name; write {_FORM}")
     return text
+
+
+def is_token(text: str) -> bool:
+    """Whether `text`, a session or a call's number that somebody else chose, may stand in a subject."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def check_caller(text: str) -> str:

@@ -6,7 +6,7 @@ out as bytes, or from 16 KiB on as a memoryview of what was read, without a copy
 
 from typing import NamedTuple, Protocol
 
-from algomesh_broker.errors import BadMessage
+from algomesh_broker.errors import BadMessage, BadName
 
 _CRLF = b"\r\n"
 _LONGEST_LINE = 64 * 1024
@@ -142,7 +142,10 @@ def parse_headers(raw: bytes) -> tuple[int, dict[str, str]]:
 
 
 def format_publish(subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> bytes:
-    """PUB or HPUB with its payload, ready to be written."""
+    """PUB or HPUB with its payload, ready to be written. Raises BadName for what is no subject."""
+    if " " in subject or " " in reply or not subject or not subject.isprintable() or not reply.isprintable():
+        # nats-server would read what follows as commands of ours.
+        raise BadName(f"{subject!r} with reply {reply!r}: a subject has no spaces, line breaks or control characters")
     middle = f"{subject} {reply}" if reply else subject
     if headers is None:
         return b"PUB %b %d\r\n%b\r\n" % (middle.encode(), len(payload), payload)

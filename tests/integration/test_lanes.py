@@ -277,3 +277,23 @@ async def test_a_hop_without_a_route_token_is_refused_and_recorded(mesh: BareMes
     assert event is not None
     assert (event.caller, event.error) == ("evil~forger", "permission_denied")
     assert heard == []
+
+
+@pytest.mark.parametrize("session", ["s 0\r\n\r\nPUB stolen 2\r\nhi\r\nPUB rest", "a b", "", "s\n"])
+async def test_a_caller_cannot_speak_through_the_instance_that_answers_it(mesh: BareMesh, session: str) -> None:
+    await mesh.serve("clean")
+    await mesh.call("clean", "x")
+    version = bare_algorithms.clean.version_id
+    heard: list[Message] = []
+    await mesh.admin.subscribe("stolen", heard.append)
+    payload = memoryview(b"x")
+    call = messages.Call(
+        run="r", root="r", root_caller="k~a", session=session, call="1", time_left_ms=5000, payload=payload
+    )
+
+    mesh.admin.publish(subjects.call(version, "k~a"), codec.encode(call))
+    answer, _ = await mesh.call("clean", " A ")
+    await mesh.admin.flush()
+
+    assert answer == "a"
+    assert heard == []

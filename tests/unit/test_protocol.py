@@ -2,7 +2,7 @@
 
 import pytest
 
-from algomesh_broker.errors import BadMessage
+from algomesh_broker.errors import BadMessage, BadName
 from algomesh_broker.protocol import Message, Parser, format_publish, parse_headers
 
 
@@ -88,3 +88,11 @@ def test_a_status_and_its_words_are_read() -> None:
 def test_a_publish_with_headers_counts_both_sizes() -> None:
     assert format_publish("a", b"xyz", "r", None) == b"PUB a r 3\r\nxyz\r\n"
     assert format_publish("a", b"xyz", "", {"K": "v"}) == b"HPUB a 18 21\r\nNATS/1.0\r\nK: v\r\n\r\nxyz\r\n"
+
+
+@pytest.mark.parametrize(
+    ("subject", "reply"), [("a b", ""), ("a\r\nPUB b 0", ""), ("", ""), ("a", "r\n"), ("a", "r s")]
+)
+def test_a_subject_that_would_carry_commands_is_refused(subject: str, reply: str) -> None:
+    with pytest.raises(BadName, match="no spaces"):
+        format_publish(subject, b"", reply, None)

@@ -23,7 +23,7 @@ from algomesh.lane import UNAVAILABLE, refused_parking, stream_refusal
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, PayloadTooLarge
-from algomesh_broker.names import VersionId
+from algomesh_broker.names import VersionId, is_token
 
 log = structlog.get_logger("algomesh.intake")
 
@@ -112,7 +112,7 @@ class Intake:
         now = self._loop.time()
         self._last_read = now
         try:
-            call = codec.decode_call(message.data)
+            call = _read_call(message)
         except BadMessage as error:
             log.warning("call_ignored", subject=message.subject, error=str(error))
             return
@@ -268,7 +268,7 @@ class Intake:
         self._connection.publish(message.reply, _ACK)
         tokens = message.reply.split(".")
         try:
-            call = codec.decode_call(message.data)
+            call = _read_call(message)
             waited_s = max(0.0, time.time() - int(tokens[-2]) / 1e9)
             self._parked_wait = int(tokens[-1]) > 0
         except (BadMessage, ValueError, IndexError) as error:
@@ -319,3 +319,11 @@ class Intake:
         else:
             error = refused_parking(*refusal, stage="")
             self._refuse(job, error.code, error.message)
+
+
+def _read_call(message: Message) -> messages.Call:
+    """The call in a message. Raises BadMessage, also when its answer's subject could not be made of what it says."""
+    call = codec.decode_call(message.data)
+    if not (is_token(call.session) and is_token(call.call)):
+        raise BadMessage("its session or its call's number is not a token")
+    return call

@@ -10,7 +10,7 @@ from msgspec import Struct
 from algomesh_broker import codec, messages, platform, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, BrokerError
-from algomesh_broker.names import Reference, Version
+from algomesh_broker.names import Reference, Version, is_token
 from algomesh_broker.platform import Done, InstanceRow, InstanceRows, LogLines, Logs, Ps, Stop
 from algomesh_services.launcher import log_reader
 from algomesh_services.launcher.control import Control
@@ -54,6 +54,9 @@ class Requests:
             request, ask = subjects.parse_platform(message.subject), codec.decode_ask(message.data)
         except BadMessage as error:
             log.warning("request_unreadable", subject=message.subject, error=str(error))
+            return
+        if not (is_token(ask.session) and is_token(ask.call)):
+            log.warning("request_unreadable", subject=message.subject, error="session or call is not a token")
             return
         if len(self._tasks) >= _AT_ONCE:
             self._answer(

@@ -1,7 +1,6 @@
 """Answers what the ledger is asked: `runs`. Who may ask is the broker's to say."""
 
 import asyncio
-import re
 from typing import Final
 
 import structlog
@@ -11,6 +10,7 @@ from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, BrokerError
 from algomesh_broker.identity import caller_of_program
 from algomesh_broker.messages import Answer, Ask
+from algomesh_broker.names import is_token
 from algomesh_broker.platform import RunRows, Runs, pack, unpack
 from algomesh_services.ledger.store import Store, StoreAway
 
@@ -19,7 +19,6 @@ log = structlog.get_logger("algomesh.ledger")
 PROGRAM: Final = "ledger"
 MOST_ROWS: Final = 1_000
 _AT_ONCE: Final = 32
-_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class Requests:
@@ -54,7 +53,7 @@ class Requests:
         except BadMessage as error:
             log.warning("request_unreadable", subject=message.subject, error=str(error))
             return
-        if not (_TOKEN.fullmatch(ask.session) and _TOKEN.fullmatch(ask.call)):
+        if not (is_token(ask.session) and is_token(ask.call)):
             log.warning("request_unreadable", subject=message.subject, error="session or call is not a token")
             return
         if len(self._running) >= _AT_ONCE:

@@ -1,7 +1,6 @@
 """Takes requests to the registry off the wire and puts the answers on it."""
 
 import asyncio
-import re
 
 import structlog
 
@@ -10,6 +9,7 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, BrokerError
 from algomesh_broker.identity import caller_of_program
 from algomesh_broker.messages import Answer, Ask
+from algomesh_broker.names import is_token
 from algomesh_broker.platform import pack
 from algomesh_services.registry.refusals import Refusal
 from algomesh_services.registry.store import StoreAway
@@ -19,7 +19,6 @@ log = structlog.get_logger("algomesh.registry")
 
 PROGRAM = "registry"
 _AT_ONCE = 64
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class Requests:
@@ -52,7 +51,7 @@ class Requests:
         except BadMessage as error:
             log.warning("request_unreadable", subject=message.subject, error=str(error))
             return
-        if not (_TOKEN.fullmatch(ask.session) and _TOKEN.fullmatch(ask.call)):
+        if not (is_token(ask.session) and is_token(ask.call)):
             log.warning("request_unreadable", subject=message.subject, error="session or call is not a token")
             return
         if len(self._running) >= _AT_ONCE:
