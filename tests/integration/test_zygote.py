@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -249,6 +250,90 @@ def test_credentials_of_one_instance_are_not_in_the_memory_of_the_next(zygote: Z
     assert second.log.read_text() == "{b'mine-s3crets3crets3cret'}\n"
     first.kill()
     assert zygote.exit_of(first) == -9
+
+
+def standby_of(zygote: Zygote) -> int:
+    """The pid of the child that waits for the next order, once it is there."""
+
+    instances = {child.pid for child in zygote.children}  # which bear the name too, until they have read their order
+
+    def found() -> list[int]:
+        below = set(descendants.children(zygote.process.pid)) - instances
+        return [pid for pid in below if name_of(pid) == "standby"]
+
+    until(found)
+    return found()[0]
+
+
+def says(log: Path, text: str) -> bool:
+    return log.read_text() == text
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_the_next_instance_is_forked_ahead(zygote: Zygote) -> None:
+    first, second = standby_of(zygote), 0
+
+    child = zygote.fork("print('here')")
+
+    assert child.pid == first
+    assert zygote.exit_of(child) == 0
+    assert child.log.read_text() == "here\n"
+    second = standby_of(zygote)
+    assert second != first
+
+
+def test_orders_that_come_faster_than_standbys_are_forked_for(zygote: Zygote) -> None:
+    standby_of(zygote)
+
+    children = [zygote.fork(f"print({number}, flush=True)\n" + FOREVER) for number in range(3)]
+
+    for number, child in enumerate(children):
+        until(partial(says, child.log, f"{number}\n"))
+        child.kill()
+        assert zygote.exit_of(child) == -signal.SIGKILL
+
+
+def test_an_order_survives_the_death_of_the_standby(zygote: Zygote) -> None:
+    standby = standby_of(zygote)
+    os.kill(standby, signal.SIGKILL)
+    until(lambda: not lives(standby))
+
+    child = zygote.fork("print('another')")
+
+    assert child.pid != standby
+    assert zygote.exit_of(child) == 0
+    assert child.log.read_text() == "another\n"
+
+
+def test_a_standby_that_dies_is_replaced_and_is_nobodys_exit(zygote: Zygote) -> None:
+    standby = standby_of(zygote)
+
+    os.kill(standby, signal.SIGKILL)
+
+    until(lambda: not lives(standby))
+    assert standby_of(zygote) != standby
+    child = zygote.fork("code = 7")
+    assert zygote.exit_of(child) == 7  # and not a report about the standby before it
+
+
+def test_the_standby_outlives_neighbours_and_dies_with_the_zygote(tmp_path: Path) -> None:
+    with Zygote(tmp_path) as zygote:
+        assert zygote.hear() == control.Ready()
+        neighbour = zygote.fork(FOREVER)
+        standby = standby_of(zygote)
+        neighbour.kill()
+        assert zygote.exit_of(neighbour) == -signal.SIGKILL
+        assert lives(standby)
+
+        zygote.process.kill()
+
+        until(lambda: not lives(standby))
 
 
 LEAVE_BEHIND = """

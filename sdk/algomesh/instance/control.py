@@ -112,7 +112,7 @@ def receive_report(control: socket.socket) -> tuple[Report, list[int]] | None:
     return _REPORTS[fields.pop("kind")](**fields), _received(ancillary)
 
 
-def send_order(control: socket.socket, order: bytes, fds: Sequence[int]) -> None:
+def send_order(control: socket.socket, order: bytes | memoryview, fds: Sequence[int]) -> None:
     """Send an order of `encode_order` with its two descriptors; BlockingIOError when the socket is full."""
     control.sendmsg([order], _rights(fds))
 

@@ -3,7 +3,8 @@
 `python -P -m algomesh.instance.zygote --control-fd N --preload torch,numpy` is started by the launcher's process
 driver. It sets the thread variables to 1, imports, and makes sure that it may be forked: one thread, no GPU
 device open. Then it says `Ready` (or `Unfit`, and ends) and waits in a plain blocking loop: no asyncio, no
-connection, no credentials.
+connection, no credentials. While it has nothing to do it keeps one child forked ahead, the standby (`child.py`),
+which gets the next order; the time of the fork, mostly the copying of page tables, is then nobody's wait.
 
 It guarantees: an `Exited` report means that nothing the instance started is left; when the launcher goes, by any
 signal, everything below the zygote is killed; credentials of one instance are not in the memory of the next.
@@ -19,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -31,6 +33,7 @@ UNFIT_CODE: Final = 3
 
 _GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 _SETTLE_S = 0.2
+_QUIET_MS = 100.0
 _SWEEP_S = 2.0
 
 
@@ -89,6 +92,23 @@ def prepare(modules: list[str], entry: str) -> tuple[child.Entry | None, str]:
     return (None, reason) if reason else (found, "")
 
 
+@dataclass(frozen=True)
+class _Standby:
+    """A child that waits for its order."""
+
+    pid: int
+    orders: socket.socket
+
+    def give(self, order: memoryview, fds: list[int]) -> bool:
+        """Hand over what makes it an instance; False when it has died meanwhile."""
+        with self.orders:
+            try:
+                control.send_order(self.orders, order, fds)
+            except ConnectionError:
+                return False
+        return True
+
+
 class _Zygote:
     """The loop: orders in, reports out, dead instances swept up after."""
 
@@ -97,6 +117,8 @@ class _Zygote:
         self._entry = entry
         self._buffer = bytearray(control.MAX_ORDER_BYTES)
         self._instances: set[int] = set()
+        self._standby: _Standby | None = None
+        self._wants_standby = True
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
@@ -110,7 +132,10 @@ class _Zygote:
         poller.register(self._launcher, select.POLLIN)
         poller.register(self._wakeup, select.POLLIN)
         while True:
-            for fd, _ in poller.poll():
+            ready = poller.poll(_QUIET_MS if self._wants_standby else None)
+            if not ready:
+                self._prepare_standby()
+            for fd, _ in ready:
                 if fd == self._wakeup.fileno():
                     with contextlib.suppress(BlockingIOError):
                         self._wakeup.recv(4096)
@@ -124,7 +149,7 @@ class _Zygote:
             return False
         try:
             if len(fds) == 2:
-                self._fork(order, *fds)
+                self._start(order, fds)
             else:
                 reason = "the order came without its log and its watch page: out of file descriptors"
                 control.send_report(self._launcher, control.Refused(control.read_head(order), reason))
@@ -135,26 +160,49 @@ class _Zygote:
             order.release()
         return True
 
-    def _fork(self, order: memoryview, log_fd: int, watch_fd: int) -> None:
+    def _start(self, order: memoryview, fds: list[int]) -> None:
+        """Give the order to the standby, or to a child forked for it."""
         instance = control.read_head(order)
-        zygote, began_ns = os.getpid(), time.monotonic_ns()
+        standby, self._standby = self._standby, None
+        self._wants_standby = True
+        try:
+            if standby is None or not standby.give(order, fds):
+                standby = self._fork()
+                standby.give(order, fds)
+        except OSError as error:
+            control.send_report(self._launcher, control.Refused(instance, f"fork failed: {error.strerror}"))
+            return
+        self._instances.add(standby.pid)
+        pidfd = os.pidfd_open(standby.pid)
+        try:
+            control.send_report(self._launcher, control.Spawned(instance, standby.pid), [pidfd])
+        finally:
+            os.close(pidfd)
+
+    def _prepare_standby(self) -> None:
+        """Fork ahead; where that fails, not again before the next order, whose refusal says why."""
+        self._wants_standby = False
+        if self._standby is None:
+            with contextlib.suppress(OSError):
+                self._standby = self._fork()
+
+    def _fork(self) -> "_Standby":
+        zygote = os.getpid()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
                 self._detach()
-                child.run(self._entry, order, log_fd, watch_fd, zygote=zygote, began_ns=began_ns)
-        except OSError as error:
-            control.send_report(self._launcher, control.Refused(instance, f"fork failed: {error.strerror}"))
-            return
+                ours.close()
+                child.run(self._entry, theirs, zygote=zygote)
+        except OSError:
+            ours.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._instances.add(pid)
-        pidfd = os.pidfd_open(pid)
-        try:
-            control.send_report(self._launcher, control.Spawned(instance, pid), [pidfd])
-        finally:
-            os.close(pidfd)
+            theirs.close()
+        return _Standby(pid, ours)
 
     def _detach(self) -> None:
         """In the child: forget the sockets, so that no object closes their numbers again when others have them."""
@@ -172,11 +220,15 @@ class _Zygote:
                 break
             if pid == 0:
                 break
+            if self._standby is not None and pid == self._standby.pid:
+                self._standby.orders.close()
+                self._standby, self._wants_standby = None, True
             if pid in self._instances:
                 self._instances.discard(pid)
                 dead.append(control.Exited(pid, status))
         if dead:
-            descendants.kill_descendants(spare=self._instances, within_s=_SWEEP_S)
+            waiting = [] if self._standby is None else [self._standby.pid]
+            descendants.kill_descendants(spare={*self._instances, *waiting}, within_s=_SWEEP_S)
         for report in dead:
             control.send_report(self._launcher, report)
 
