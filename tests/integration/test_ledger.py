@@ -21,8 +21,9 @@ from algomesh_broker.server import NatsServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.ledger import events
 from algomesh_services.ledger.service import serve
-from algomesh_services.ledger.store import BadRows, Store
+from algomesh_services.ledger.store import Store
 from algomesh_services.local.postgres import Postgres
+from algomesh_services.postgres_pool import BadRows
 from tests.conditions import until
 from tests.integration.ledger_fixtures import VERSION, Ledgers, ledgers, run_event
 

@@ -19,8 +19,8 @@ from algomesh_broker.errors import Forbidden, Unauthenticated
 from algomesh_broker.identity import Identity, key_id
 from algomesh_broker.messages import AlgorithmEntry, VersionEntry
 from algomesh_broker.names import Reference
+from algomesh_broker.request_server import Refusal
 from algomesh_services.registry.archives import Archives
-from algomesh_services.registry.refusals import Refusal
 from algomesh_services.registry.service import serve
 from tests.conditions import until
 from tests.integration.registry_fixtures import Mesh, Refused, ask, eventually, publish, running_mesh, upload

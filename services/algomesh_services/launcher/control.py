@@ -107,12 +107,7 @@ class Control:
         state.used_at, state.is_stopped = self._clock(), False
         if self._fleet.of_version(version):
             self._look_soon(version)
-        elif self._clock() < state.blocked_until:
-            if state.unable is not None:
-                self._refusals.tell(version, state.unable)
-        elif self._bundles.known_manifest(version) is None:
-            self._learn(version, state)
-        else:
+        elif self._may_launch(version, state):
             self._reconcile({version: 1})
             self._look_soon(version)
 
@@ -139,14 +134,13 @@ class Control:
 
     def stop(self, algorithm: str, version: str = "") -> list[Instance]:
         """Retire an algorithm's instances, ready or not; they stay away until the next call, minimum or not."""
-        for floor in self._minimums.floors:
-            if floor.algorithm == algorithm and version in ("", str(floor.version)):
-                self._state(floor).is_stopped = True
-        stopped = [
-            instance
-            for instance in self._fleet.instances.values()
-            if instance.version.algorithm == algorithm and version in ("", str(instance.version.version))
-        ]
+
+        def is_meant(each: VersionId) -> bool:
+            return each.algorithm == algorithm and version in ("", str(each.version))
+
+        for floor in filter(is_meant, self._minimums.floors):
+            self._state(floor).is_stopped = True
+        stopped = [instance for instance in self._fleet.instances.values() if is_meant(instance.version)]
         for instance in stopped:
             self._fleet.retire(instance, "stopped by request")
         return stopped
@@ -218,6 +212,17 @@ class Control:
         if state.is_stopped or now < state.rest_until:
             minimum = 0
         return VersionView(version=version, options=options, minimum=minimum, blocked_until=state.blocked_until)
+
+    def _may_launch(self, version: VersionId, state: VersionState) -> bool:
+        """Whether a version without an instance can have one now; if not, tell those who wait, or read its manifest."""
+        if self._clock() < state.blocked_until:
+            if state.unable is not None:
+                self._refusals.tell(version, state.unable)
+            return False
+        if self._bundles.known_manifest(version) is None:
+            self._learn(version, state)
+            return False
+        return True
 
     def _failed(self, version: VersionId, failure: StartFailed) -> None:
         state = self._state(version)
@@ -308,13 +313,7 @@ class Control:
         for version, count in waiting.items():
             state = self._state(version)
             state.used_at = now
-            has_any = bool(self._fleet.of_version(version))
-            if not has_any and now < state.blocked_until:
-                if state.unable is not None:
-                    self._refusals.tell(version, state.unable)
-            elif not has_any and self._bundles.known_manifest(version) is None:
-                self._learn(version, state)
-            else:
+            if self._fleet.of_version(version) or self._may_launch(version, state):
                 known[version] = count
         if known:
             self._reconcile(known)

@@ -15,7 +15,8 @@ from algomesh_broker.subjects import ALL_FLEET, HOST_BEATS
 from algomesh_services.ledger import events
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.fleet import Deaths
-from algomesh_services.ledger.store import BadRows, Store, StoreAway
+from algomesh_services.ledger.store import Store
+from algomesh_services.postgres_pool import BadRows, StoreAway
 
 log = structlog.get_logger("algomesh.ledger")
 

@@ -16,16 +16,20 @@ import structlog
 from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity, store_identity
 from algomesh_broker.errors import Unauthenticated, Unreachable
+from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.keeper import Keeper
-from algomesh_services.ledger.requests import PROGRAM, Requests
 from algomesh_services.ledger.settings import Settings
-from algomesh_services.ledger.store import Store, StoreAway
+from algomesh_services.ledger.store import Store
+from algomesh_services.ledger.verbs import Verbs
+from algomesh_services.postgres_pool import StoreAway
 
 log = structlog.get_logger("algomesh.ledger")
 
 T = TypeVar("T")
+PROGRAM: Final = "ledger"
+_REQUESTS_AT_ONCE: Final = 32
 _COURTESY: Final = 10  # on a busy machine calls go before their record, which waits in its stream
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 _AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
@@ -88,7 +92,9 @@ async def _work(
         upkeep_s=settings.upkeep_s,
         delete_rows=settings.delete_rows,
     )
-    requests = Requests(connection, store)
+    requests = RequestServer(
+        connection, PROGRAM, Verbs(store).table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,)
+    )
     if not await _retried(stopping, "nats", lambda: _up(feed, keeper, requests, connection)):
         return
     async with asyncio.TaskGroup() as tasks:
@@ -108,7 +114,7 @@ async def _work(
             task.cancel()
 
 
-async def _up(feed: Feed, keeper: Keeper, requests: Requests, connection: Connection) -> bool:
+async def _up(feed: Feed, keeper: Keeper, requests: RequestServer, connection: Connection) -> bool:
     """Events are kept from here on, and questions answered."""
     await feed.prepare()
     await keeper.hear_fleet(connection)

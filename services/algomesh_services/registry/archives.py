@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from algomesh_broker.platform import CHUNK_BYTES, ArchiveChunk, Upload
-from algomesh_services.registry.refusals import Refusal
+from algomesh_broker.request_server import Refusal
 
 T = TypeVar("T")
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)

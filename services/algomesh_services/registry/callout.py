@@ -17,8 +17,9 @@ from algomesh_broker.errors import BadMessage, BadName, Unauthenticated
 from algomesh_broker.identity import caller_of_id, is_instance_token, key_id, verify_instance_token
 from algomesh_broker.names import VersionId
 from algomesh_broker.usertoken import AuthRequest, Issuer, read_request
+from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.registry.keys import KeyRing
-from algomesh_services.registry.store import KeyRecord, StoreAway, VersionRecord
+from algomesh_services.registry.store import KeyRecord, VersionRecord
 
 log = structlog.get_logger("algomesh.registry")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from algomesh_broker.errors import BadName, Unauthenticated
 from algomesh_broker.identity import key_id
 from algomesh_broker.permissions import Scope
-from algomesh_services.registry.refusals import Refusal
+from algomesh_broker.request_server import Refusal
 from algomesh_services.registry.store import KeyRecord
 
 _MOST_SCOPES, _LONGEST_NAME = 64, 64

@@ -18,22 +18,25 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.identity import Identity, key_id
+from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_broker.usertoken import Issuer
+from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.callout import Callout, Grants
 from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.mirror import Mirror
-from algomesh_services.registry.requests import PROGRAM, Requests
 from algomesh_services.registry.settings import Settings
-from algomesh_services.registry.store import Store, StoreAway
+from algomesh_services.registry.store import Store
 from algomesh_services.registry.upkeep import Upkeep
 from algomesh_services.registry.verbs import Verbs
 
 log = structlog.get_logger("algomesh.registry")
 
 T = TypeVar("T")
+PROGRAM = "registry"
 ADMIN_KEY_NAME = "administrator"
+_REQUESTS_AT_ONCE = 64
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 
 
@@ -68,7 +71,7 @@ async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[
             await asyncio.gather(starting, stop, return_exceptions=True)
 
 
-async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[Requests, Upkeep]:
+async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServer, Upkeep]:
     """Everything up, in the order of need; what was opened is closed by `stack`, last first."""
     archives = Archives(settings.archives, settings.archive_limit_bytes)
     await asyncio.to_thread(archives.prepare)
@@ -108,7 +111,8 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[Requests, U
         session_s=settings.session_s,
     )
     stack.push_async_callback(callout.close)
-    requests = Requests(connection, Verbs(store, mirror, archives, keys).table)
+    verbs = Verbs(store, mirror, archives, keys)
+    requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
     await requests.serve()
     await callout.serve()
     return requests, upkeep

@@ -8,11 +8,12 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import caller_of_id
 from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.registry.callout import Grants
 from algomesh_services.registry.eviction import close_connections
 from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.mirror import Mirror
-from algomesh_services.registry.store import KeyRecord, Store, StoreAway
+from algomesh_services.registry.store import KeyRecord, Store
 
 log = structlog.get_logger("algomesh.registry")
 

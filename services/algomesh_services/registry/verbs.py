@@ -1,10 +1,24 @@
 """What the registry does when it is asked: one method per verb.
 
 Who may ask what is the broker's to say (permissions.py), so a method trusts the subject's caller and
-algorithm, and nothing that stands in a body.
-"""
+algorithm, and nothing that stands in a body. It says no with a Refusal, whose codes are
 
-from collections.abc import Awaitable, Callable
+bad_manifest          a field is out of bounds, or does not fit the subject
+name_reserved         the owner is one the mesh keeps for itself
+version_exists        versions never change; the sentence says which to publish as
+requirements_missing  the mesh's environment lacks packages; each is named
+archive_missing       publish came before upload
+digest_mismatch       the archive is not what its digest says
+archive_too_large     over the limit
+storage_failed        the disk is full, or cannot be written
+permission_denied     the key may not grant what the version wants to call
+unknown_algorithm, unknown_version, unknown_archive, unknown_key
+key_exists, bad_scope
+overloaded            another piece of the same archive is being written
+
+and those that the request server itself has: unknown_verb, unavailable (the database is away; nothing was changed),
+overloaded (too many requests at once), internal_error.
+"""
 
 import structlog
 from msgspec import Struct
@@ -14,17 +28,15 @@ from algomesh_broker.errors import BadName
 from algomesh_broker.identity import key_id, new_key
 from algomesh_broker.names import Version, VersionId
 from algomesh_broker.platform import unpack
+from algomesh_broker.request_server import Handler, Refusal
 from algomesh_broker.subjects import PlatformRequest
 from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.keys import KeyRing, check_key_name, check_scopes
 from algomesh_services.registry.mirror import Mirror
-from algomesh_services.registry.refusals import Refusal
 from algomesh_services.registry.store import KeyRecord, Store
 from algomesh_services.registry.versions import check_calls, check_manifest, check_requirements, next_free
 
 log = structlog.get_logger("algomesh.registry")
-
-Verb = Callable[[PlatformRequest, bytes], Awaitable[Struct]]
 
 
 class Verbs:
@@ -32,7 +44,7 @@ class Verbs:
 
     def __init__(self, store: Store, mirror: Mirror, archives: Archives, keys: KeyRing) -> None:
         self._store, self._mirror, self._archives, self._keys = store, mirror, archives, keys
-        self.table: dict[str, Verb] = {
+        self.table: dict[str, Handler] = {
             "upload": self._upload,
             "publish": self._publish,
             "archive": self._archive,

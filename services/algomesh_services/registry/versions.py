@@ -15,7 +15,7 @@ from algomesh_broker.errors import BadName
 from algomesh_broker.names import RESERVED_OWNERS, Version, VersionId, check_name
 from algomesh_broker.permissions import Pattern, may_call
 from algomesh_broker.platform import Manifest, Options
-from algomesh_services.registry.refusals import Refusal
+from algomesh_broker.request_server import Refusal
 
 _MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 _ENTRY = re.compile(rf"{_MODULE}:{_MODULE}", re.ASCII)
