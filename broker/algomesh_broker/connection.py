@@ -6,56 +6,39 @@ others of that turn; a callback runs inside the read, in order; `leave()` keeps 
 server has confirmed, so nothing that was routed is dropped; a lost connection is taken up again for
 ever, and subscriptions with it, until `close()`. While it is down, publishes are kept (up to 16 MiB)
 and go out after the reconnect; who would rather send anew looks at `is_connected` first.
+
+Under it: `link.py` (one socket and its handshake), `protocol.py` (bytes), `retry.py` (when to try again),
+`subscription.py` and `inbox.py` (requests and their answers).
 """
 
 import asyncio
-import base64
 import contextlib
 import itertools
-import random
 import re
-import secrets
-import ssl
-import time
 from collections import deque
 from collections.abc import Callable
-from typing import Self, cast
-from urllib.parse import urlsplit
+from typing import Self
 
 import msgspec
-import structlog
 
-from algomesh_broker.errors import BadMessage, BrokerError, Forbidden, PayloadTooLarge, Unauthenticated, Unreachable
+from algomesh_broker.errors import BrokerError, Forbidden, PayloadTooLarge, Unauthenticated, Unreachable
 from algomesh_broker.identity import Identity
-from algomesh_broker.protocol import NO_RESPONDERS, Message, Parser, format_publish
+from algomesh_broker.inbox import Inbox
+from algomesh_broker.link import Link
+from algomesh_broker.protocol import Message, format_publish
+from algomesh_broker.retry import Retry, is_silence
+from algomesh_broker.subscription import Callback, Subscription
+from algomesh_observability.logger import get_logger
 
 __all__ = ["Connection", "Message", "Subscription"]
 
-log = structlog.get_logger("algomesh.connection")
-
-Callback = Callable[[Message], None]
+log = get_logger("algomesh.connection")
 
 _PENDING_LIMIT_BYTES = 16 * 2**20
 _PING_EVERY_S = 20.0
-_RETRY_FIRST_S, _RETRY_LAST_S, _RETRY_REFUSED_S = 0.05, 0.5, 10.0
-_REFUSALS_TO_BELIEVE = 20
+_ATTEMPT_S = 5.0
+_PING = b"PING\r\n"
 _REFUSAL = re.compile(r"Permissions Violation for (Publish|Subscription) to \"([^\"]*)\"", re.IGNORECASE)
-_AUTH_WORDS = ("authorization violation", "authentication")
-
-
-class Subscription:
-    """A standing interest in a subject; ends with `leave()`."""
-
-    def __init__(self, connection: "Connection", sid: int, subject: str, queue: str, callback: Callback) -> None:
-        self._connection = connection
-        self.sid, self.subject, self.queue, self.callback = sid, subject, queue, callback
-        # JetStream delivers a pulled message under its own subject wherever the puller's reply field points, so a
-        # message may arrive that was published elsewhere (ADR 0004). Only an inbox expects such; who pulls, checks.
-        self.prefix = "" if subject.startswith("_INBOX.") else re.split(r"[*>]", subject, maxsplit=1)[0]
-
-    def leave(self) -> "asyncio.Future[None]":
-        """Stop new messages; what the server had routed before still reaches the callback until the future is done."""
-        return self._connection._leave(self)
 
 
 class Connection:
@@ -70,17 +53,14 @@ class Connection:
         self.on_disconnect: list[Callable[[], None]] = []
         self._url, self._name = url, name
         self._loop = asyncio.get_running_loop()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._sids = itertools.count(1)
         self._subscriptions: dict[int, Subscription] = {}
         self._out: list[bytes] = []
         self._kept_bytes = 0
         self._flushing = False
         self._pongs: deque[Callable[[Exception | None], None]] = deque()
-        self._asking: dict[str, asyncio.Future[Message]] = {}
-        self._inbox: Subscription | None = None
-        self._inbox_ids = itertools.count(1)
-        self._asks = f"ask-{secrets.token_hex(6)}"  # connections of one identity share its inbox
+        self._inbox = Inbox(self)
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self._closed = False
@@ -128,7 +108,7 @@ class Connection:
         subscription = Subscription(self, next(self._sids), subject, queue, callback)
         self._subscriptions[subscription.sid] = subscription
         if self.is_connected:
-            self._write(_format_subscribe(subscription))
+            self._write(subscription.format_subscribe())
         return subscription
 
     async def subscribe(
@@ -167,29 +147,7 @@ class Connection:
 
         Raises Forbidden when the publish is refused, Unreachable when nobody listens or answers in time.
         """
-        if self._inbox is None:
-            self._inbox = self.join(f"{self.identity.inbox}.{self._asks}.*", self._on_answer)
-        reply = f"{self.identity.inbox}.{self._asks}.{next(self._inbox_ids)}"
-        future: asyncio.Future[Message] = self._loop.create_future()
-        self._asking[reply] = future
-
-        def refuse(operation: str, named: str) -> None:
-            if operation == "publish" and named == subject and not future.done():
-                future.set_exception(Forbidden("publish to", subject))
-
-        self.on_forbidden.append(refuse)
-        try:
-            self.publish(subject, payload, reply)
-            async with asyncio.timeout(timeout_s):
-                message = await future
-        except TimeoutError as error:
-            raise Unreachable(f"no answer on {subject!r} within {timeout_s:g} s") from error
-        finally:
-            self._asking.pop(reply, None)
-            self.on_forbidden.remove(refuse)
-        if message.status == NO_RESPONDERS:
-            raise Unreachable(f"nobody answers on {subject!r}")
-        return message
+        return await self._inbox.ask(subject, payload, timeout_s)
 
     async def close(self) -> None:
         """Write what is left, and close. Safe to call twice."""
@@ -238,7 +196,7 @@ class Connection:
             done(Unreachable(f"the NATS server at {self._url} is away"))
             return
         self._pongs.append(done)
-        self._write(b"PING\r\n")
+        self._write(_PING)
 
     def _leave(self, subscription: Subscription) -> "asyncio.Future[None]":
         done = self._loop.create_future()
@@ -293,73 +251,49 @@ class Connection:
         for hook in tuple(self.on_forbidden):
             hook(operation, subject)
 
-    def _on_answer(self, message: Message) -> None:
-        # JetStream and the server answer with the inbox as the message's subject.
-        future = self._asking.get(message.subject)
-        if future is not None and not future.done():
-            future.set_result(message)
-
     # Connecting and staying connected
 
     async def _connect_within(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        delay_s = _RETRY_FIRST_S
+        deadline = self._loop.time() + timeout_s
+        retry = self._new_retry()
         while True:
-            began = time.monotonic()
+            began = self._loop.time()
             try:
-                async with asyncio.timeout_at(self._loop.time() + max(0.1, deadline - began)):
-                    await self._connect()
-            except Unauthenticated:
-                # The server gives the registry two seconds to answer; a quick no is the registry's own.
-                if time.monotonic() - began < 1.0 or time.monotonic() >= deadline:
-                    raise
+                async with asyncio.timeout_at(max(deadline, began + 0.1)):
+                    self._take(await self._open_link())
             except (OSError, TimeoutError, BrokerError) as error:
-                if time.monotonic() + delay_s >= deadline:
+                now = self._loop.time()
+                took_s = now - began
+                wait_s = retry.wait_s(error, took_s=took_s, now=now)
+                if isinstance(error, Unauthenticated):
+                    if not is_silence(error, took_s) or now >= deadline:
+                        raise
+                elif now + wait_s >= deadline:
                     raise Unreachable(f"no NATS server answers at {self._url}: {error or 'timed out'}") from error
             else:
                 return
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _RETRY_LAST_S)
+            await asyncio.sleep(wait_s)
 
-    async def _connect(self) -> None:
-        """One attempt: TCP (and TLS), INFO, CONNECT, PING, PONG; then every subscription again."""
-        address = urlsplit(self._url if "//" in self._url else f"nats://{self._url}")
-        link = _Link(self)
-        host, port = address.hostname or "127.0.0.1", address.port or 4222
-        transport, _ = await self._loop.create_connection(lambda: link, host, port)
-        try:
-            info = msgspec.json.decode(await link.info)
-            self.max_payload = int(info.get("max_payload", self.max_payload))
-            if address.scheme == "tls" or info.get("tls_required"):
-                tls = await self._loop.start_tls(transport, link, ssl.create_default_context(), server_hostname=host)
-                assert tls is not None
-                link.transport = tls
-            link.write(b"CONNECT %b\r\nPING\r\n" % msgspec.json.encode(self._hello(info.get("nonce", ""))))
-            await link.pong
-        except BaseException:
-            link.close()
-            raise
-        self._take(link)
+    async def _open_link(self, *, pause_s: float = 0.0) -> Link:
+        return await Link.open(self._url, self.identity, self._name, self._link_lost, pause_s=pause_s)
 
-    def _hello(self, nonce: str) -> dict[str, object]:
-        hello: dict[str, object] = {
-            "verbose": False, "pedantic": False, "lang": "python", "version": "algomesh-0.1", "protocol": 1,
-            "headers": True, "no_responders": True, "name": self._name,
-        }  # fmt: skip
-        return hello | _credentials(self.identity, nonce)
+    def _new_retry(self) -> Retry:
+        return Retry(is_program=self.identity.seed is not None, now=self._loop.time())
 
-    def _take(self, link: "_Link") -> None:
+    def _take(self, link: Link) -> None:
+        """Every subscription again, and what was kept; nothing may be waited for between the PONG and this."""
         self._link = link
+        self.max_payload = link.max_payload
         self._lost.clear()
-        link.connected(self)
+        link.hand_over(self)
         self.is_connected = True
         self._kept_bytes = 0
-        again = b"".join(map(_format_subscribe, self._subscriptions.values()))
+        again = b"".join(map(Subscription.format_subscribe, self._subscriptions.values()))
         if again:
             self._out.insert(0, again)
         self._flush()
 
-    def _link_lost(self, link: "_Link") -> None:
+    def _link_lost(self, link: Link) -> None:
         if link is not self._link:
             return
         self.is_connected, self._link = False, None
@@ -370,10 +304,11 @@ class Connection:
         self._lost.set()
 
     def _fail_waiting(self, error: Exception) -> None:
+        # Unsent ones too: the next server's answer to them would be taken for that to a later one.
+        self._out = [data for data in self._out if data is not _PING]
         while self._pongs:
             self._pongs.popleft()(error)
-        for future in self._asking.values():
-            _settle(future, error)
+        self._inbox.fail(error)
 
     async def _keep(self) -> None:
         """Ping now and then; when the link is gone, connect again for ever."""
@@ -391,125 +326,27 @@ class Connection:
             await self._reconnect()
 
     async def _reconnect(self) -> None:
-        delay_s, refusals = _RETRY_FIRST_S, 0
+        retry = self._new_retry()
         while True:
+            began = self._loop.time()
             try:
-                async with asyncio.timeout(5.0):
-                    await self._connect()
+                async with asyncio.timeout(_ATTEMPT_S):
+                    self._take(await self._open_link(pause_s=retry.pause_s()))
                 break
             except (OSError, TimeoutError, BrokerError) as error:
                 log.debug("reconnect_failed", url=self._url, error=str(error))
-                refusals += isinstance(error, Unauthenticated)
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
-            # Refused again and again: the key was revoked, not the registry late.
-            delay_s = _RETRY_REFUSED_S if refusals > _REFUSALS_TO_BELIEVE else min(2 * delay_s, _RETRY_LAST_S)
+                now = self._loop.time()
+                wait_s = retry.wait_s(error, took_s=now - began, now=now)
+            await asyncio.sleep(wait_s)
         log.info("reconnected", url=self._url)
         for hook in tuple(self.on_reconnect):
             hook()
 
 
-class _Link(asyncio.Protocol):
-    """One TCP connection: collects INFO and PONG of the handshake, then feeds its owner."""
-
-    def __init__(self, owner: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        self._owner = owner
-        self._parser = Parser(self)
-        self.transport: asyncio.Transport | None = None
-        self.info: asyncio.Future[bytes] = loop.create_future()
-        self.pong: asyncio.Future[None] = loop.create_future()
-        self.gone = asyncio.Event()
-
-    def connected(self, owner: Connection) -> None:
-        """The handshake is over; what comes now is the owner's."""
-        self._parser.receiver = owner
-
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the transport."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
-    def close(self) -> None:
-        """Close after what is buffered has been written."""
-        if self.transport is None:
-            self.gone.set()
-        else:
-            self.transport.close()
-        for future in (self.info, self.pong):
-            future.cancel()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: the socket is open."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio: bytes were read."""
-        try:
-            self._parser.feed(data)
-        except (BadMessage, ValueError, IndexError) as error:
-            log.warning("protocol_error", error=str(error))
-            self._fail(error)
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the socket is closed."""
-        self._fail(exc or ConnectionError("the server closed the connection"))
-        self.gone.set()
-        self._owner._link_lost(self)
-
-    def _fail(self, error: Exception) -> None:
-        for future in (self.info, self.pong):
-            if not future.done():
-                future.set_exception(Unreachable(str(error)))
-                future.exception()  # read: nobody may be waiting
-
-    # The parser's receiver during the handshake
-
-    def on_message(self, sid: int, message: Message) -> None:
-        """Nothing is subscribed yet."""
-
-    def on_info(self, json: bytes) -> None:
-        """The first line a server sends."""
-        if not self.info.done():
-            self.info.set_result(json)
-
-    def on_ping(self) -> None:
-        """Answer at once."""
-        self.write(b"PONG\r\n")
-
-    def on_pong(self) -> None:
-        """The server took our CONNECT."""
-        if not self.pong.done():
-            self.pong.set_result(None)
-
-    def on_error(self, text: str) -> None:
-        """The server did not take our CONNECT."""
-        refused = any(word in text.lower() for word in _AUTH_WORDS)
-        error = Unauthenticated("the mesh does not know this key") if refused else Unreachable(text)
-        if not self.pong.done():
-            self.pong.set_exception(error)
-            self.pong.exception()
-
-
-def _credentials(identity: Identity, nonce: str) -> dict[str, object]:
-    if identity.seed is None:
-        return {"auth_token": identity.token} if identity.token else {}
-    import nkeys  # only programs of the mesh sign; callers and instances need no such package
-
-    pair = nkeys.from_seed(bytearray(identity.seed))
-    signature = base64.urlsafe_b64encode(pair.sign(nonce.encode())).rstrip(b"=").decode()
-    return {"nkey": cast("bytes", pair.public_key).decode(), "sig": signature}
-
-
-def _settle(future: "asyncio.Future[None] | asyncio.Future[Message]", error: Exception | None) -> None:
+def _settle(future: "asyncio.Future[None]", error: Exception | None) -> None:
     if future.done():
         return
     if error is None:
-        future.set_result(None)  # type: ignore[arg-type]  # only flush and leave settle without an error
+        future.set_result(None)
     else:
         future.set_exception(error)
-
-
-def _format_subscribe(subscription: Subscription) -> bytes:
-    queue = f" {subscription.queue}" if subscription.queue else ""
-    return f"SUB {subscription.subject}{queue} {subscription.sid}\r\n".encode()

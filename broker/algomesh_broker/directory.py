@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import NamedTuple, Self
 
 import msgspec
-import structlog
 
 from algomesh_broker.codec import decode_entry
 from algomesh_broker.connection import Connection, Message, Subscription
@@ -23,8 +22,9 @@ from algomesh_broker.errors import BadMessage, BadName, BrokerError, Unreachable
 from algomesh_broker.messages import AlgorithmEntry, VersionEntry
 from algomesh_broker.names import Reference, Version, VersionId, nearest
 from algomesh_broker.permissions import DIRECTORY_GET, DIRECTORY_UPDATES
+from algomesh_observability.logger import get_logger
 
-log = structlog.get_logger("algomesh.directory")
+log = get_logger("algomesh.directory")
 
 _PREFIX = DIRECTORY_UPDATES.removesuffix(">")
 _PAGE = 1_000
