@@ -24,7 +24,7 @@ class Boot(Struct, frozen=True, kw_only=True):
 
     `folder` is the unpacked archive and `entry` is `module:attribute` in it. `launched_ns` is CLOCK_MONOTONIC when it
     was launched, `reason` why, `note` what it should know of its place (no GPU here, say). `threads` is how many
-    threads a mathematical library may use.
+    threads a mathematical library may use. `route_key` is the registry's public nkey, which signs route tokens.
     """
 
     instance: str
@@ -41,6 +41,7 @@ class Boot(Struct, frozen=True, kw_only=True):
     reason: str = ""
     note: str = ""
     threads: int = 1
+    route_key: str = ""
 
 
 class StartFailure(Struct, frozen=True, kw_only=True):

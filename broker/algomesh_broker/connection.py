@@ -38,6 +38,9 @@ _PENDING_LIMIT_BYTES = 16 * 2**20
 _PING_EVERY_S = 20.0
 _ATTEMPT_S = 5.0
 _PING = b"PING\r\n"
+# What JetStream adds to a message that is read from a stream, and sent where the reader pointed: what it says may be
+# the reader's own, a forged call too, and only these headers tell (ADR 0008). Inboxes expect such.
+_OF_A_STREAM = frozenset(("Nats-Stream", "Nats-Sequence"))
 _REFUSAL = re.compile(r"Permissions Violation for (Publish|Subscription) to \"([^\"]*)\"", re.IGNORECASE)
 
 
@@ -219,7 +222,8 @@ class Connection:
         subscription = self._subscriptions.get(sid)
         if subscription is None:
             return
-        if not message.subject.startswith(subscription.prefix):
+        is_read = message.headers is not None and not _OF_A_STREAM.isdisjoint(message.headers)
+        if not message.subject.startswith(subscription.prefix) or (subscription.prefix and is_read):
             log.warning("steered_message_ignored", subject=message.subject, subscription=subscription.subject)
             return
         try:

@@ -4,6 +4,7 @@
     <program>.nk        one nkey per program                                that program
     <program>.store.nk  the same program, in the account of the streams     that program (the gateway has none)
     launcher.pub        who may sign instance tokens, one key a line        registry
+    registry.pub        who signs route tokens                              launcher
     system.nk           closes the connections of a revoked key             registry
     pepper              keys are hashed under it                            registry
     admin.key           the administrator's key of this state directory     registry, `up`
@@ -15,6 +16,7 @@ A program on another machine needs only the files of its line.
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from algomesh_broker.identity import Identity, key_id, new_key
@@ -22,7 +24,7 @@ from algomesh_broker.identity import Identity, key_id, new_key
 PROGRAMS = ("registry", "launcher", "gateway", "ledger")
 STORE_PROGRAMS = ("registry", "launcher", "ledger")
 ISSUER, SYSTEM = "issuer", "system"
-_PEPPER, _ADMIN_KEY, _LAUNCHERS = "pepper", "admin.key", "launcher.pub"
+_PEPPER, _ADMIN_KEY, _LAUNCHERS, _ROUTE_KEY = "pepper", "admin.key", "launcher.pub", "registry.pub"
 
 
 def ensure_secrets(directory: Path) -> None:
@@ -33,7 +35,8 @@ def ensure_secrets(directory: Path) -> None:
     for name in (*PROGRAMS, *map(store_seed_name, STORE_PROGRAMS), SYSTEM):
         _ensure(directory / f"{name}.nk", lambda: _new_seed("user"))
     _ensure(directory / _PEPPER, lambda: secrets.token_bytes(32))
-    _ensure(directory / _LAUNCHERS, lambda: public_key(read_seed(directory, "launcher")).encode() + b"\n")
+    for file, signer in ((_LAUNCHERS, "launcher"), (_ROUTE_KEY, "registry")):
+        _ensure(directory / file, partial(_public_line, directory, signer))
 
 
 def ensure_admin_key(directory: Path, key: str | None = None) -> str:
@@ -80,6 +83,11 @@ def read_launchers(directory: Path) -> tuple[str, ...]:
     return tuple((directory / _LAUNCHERS).read_text().split())
 
 
+def read_route_key(directory: Path) -> str:
+    """The public nkey of the registry, which signs route tokens. Raises OSError."""
+    return (directory / _ROUTE_KEY).read_text().strip()
+
+
 def program_identity(directory: Path, program: str) -> Identity:
     """The identity of `program`, from its seed file. Raises OSError."""
     return Identity.of_program(program, read_seed(directory, program))
@@ -100,6 +108,10 @@ def public_key(seed: bytes) -> str:
     import nkeys  # callers and instances read this module's neighbours, and have no such package
 
     return bytes(nkeys.from_seed(bytearray(seed)).public_key).decode()
+
+
+def _public_line(directory: Path, program: str) -> bytes:
+    return public_key(read_seed(directory, program)).encode() + b"\n"
 
 
 def _new_seed(kind: str) -> bytes:

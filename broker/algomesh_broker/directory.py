@@ -6,9 +6,11 @@ arrives live counts more than a page, since a page may have been read before it.
 """
 
 import asyncio
+import bisect
 import contextlib
 import heapq
 import itertools
+import random
 import secrets
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -49,13 +51,14 @@ class UnknownAlgorithm(BrokerError, LookupError):
 
 
 class UnknownVersion(BrokerError, LookupError):
-    """The algorithm has no version that fits; `versions` are those it has, newest first."""
+    """The algorithm has no version that fits, or no such alias; `versions` are those it has, newest first."""
 
     code = "unknown_version"
 
-    def __init__(self, algorithm: str, version: str, versions: list[str]) -> None:
+    def __init__(self, algorithm: str, version: str, versions: list[str], aliases: Iterable[str] = ()) -> None:
         there = ", ".join(versions[:5]) + (", …" if len(versions) > 5 else "")
-        super().__init__(f"{algorithm!r} has no version {version!r}; it has {there or 'none'}")
+        named = f", and the aliases {', '.join(sorted(aliases)[:5])}" if aliases else ""
+        super().__init__(f"{algorithm!r} has no version {version!r}; it has {there or 'none'}{named}")
         self.algorithm = algorithm
         self.version = version
         self.versions = versions
@@ -68,9 +71,62 @@ class Resolved(NamedTuple):
     entry: VersionEntry
 
 
-class _Known(NamedTuple):
-    entry: AlgorithmEntry
-    versions: list[tuple[Version, VersionEntry]]  # oldest first
+class _Split(NamedTuple):
+    """Several versions, and the sum of the weights of each and those before it."""
+
+    targets: list[Resolved]
+    sums: list[int]
+
+
+class Known:
+    """One algorithm's entry, prepared for look-ups."""
+
+    __slots__ = ("_aliases", "entry", "versions")
+
+    def __init__(self, entry: AlgorithmEntry) -> None:
+        """Raises BadName for an entry with a version that is none."""
+        self.entry = entry
+        self.versions = [(_parse_version(version.version), version) for version in entry.versions]  # oldest first
+        if len(self.versions) > 1:
+            self.versions.sort(key=_number)
+        self._aliases = {alias: _split(self, weights) for alias, weights in entry.aliases.items()}
+
+    def find(self, reference: Reference, chance: Callable[[], float] = random.random) -> tuple[Resolved, bool]:
+        """The version that a reference to this algorithm means, and whether it means that one every time.
+
+        Raises UnknownVersion.
+        """
+        wanted = reference.version
+        if reference.is_alias:
+            split = self._aliases.get(wanted)
+            if split is not None and split.targets:
+                if len(split.targets) == 1:
+                    return split.targets[0], True
+                return split.targets[bisect.bisect(split.sums, chance() * split.sums[-1])], False
+        else:
+            numbers = tuple(map(int, wanted.split("."))) if wanted else ()
+            for number, entry in reversed(self.versions):
+                if number[: len(numbers)] == numbers:
+                    return self.resolved(number, entry), True
+        there = [str(number) for number, _ in reversed(self.versions)]
+        raise UnknownVersion(reference.algorithm, wanted, there, self.entry.aliases)
+
+    def targets(self, alias: str) -> list[Resolved]:
+        """Every version that an alias may mean."""
+        split = self._aliases.get(alias)
+        return [] if split is None else split.targets
+
+    def resolved(self, number: Version, entry: VersionEntry) -> Resolved:
+        """One of its versions."""
+        return Resolved(VersionId(self.entry.owner, self.entry.name, number), entry)
+
+
+def _split(known: Known, weights: dict[str, int]) -> _Split:
+    """What an alias means; versions that are not there, or have no weight, are left out."""
+    entries = {str(number): (number, entry) for number, entry in known.versions}
+    weighed = [(entries[version], weight) for version, weight in weights.items() if weight > 0 and version in entries]
+    targets = [known.resolved(*found) for found, _ in weighed]
+    return _Split(targets, list(itertools.accumulate(weight for _, weight in weighed)))
 
 
 Changed = Callable[[str], None]
@@ -82,7 +138,7 @@ class Directory:
     def __init__(self, connection: Connection) -> None:
         self.on_change: list[Changed] = []
         self._connection = connection
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._resolved: dict[Reference, Resolved] = {}
         self._by_name: dict[str, set[str]] = {}
         self._by_owner: dict[str, set[str]] = {}
@@ -92,6 +148,8 @@ class Directory:
         # Not to be guessed: an inbox is kept from others by permission, and this page from a stray answer.
         self._inbox = f"{connection.identity.inbox}.dir-{secrets.token_hex(8)}"
         self._pages = itertools.count(1)
+        # Its own: an algorithm may seed the common one, and every caller would then choose alike.
+        self._random = random.Random()  # noqa: S311  # no secret hangs on it
 
     @classmethod
     async def open(cls, connection: Connection, *, timeout_s: float = 10.0) -> Self:
@@ -129,15 +187,21 @@ class Directory:
                 await updates.leave()
 
     def resolve(self, reference: Reference) -> Resolved:
-        """The newest version that fits `reference`: exactly, or by its first numbers, or any.
+        """The newest version that fits `reference`: exactly, or by its first numbers, or any; or what an alias means.
 
-        Raises UnknownAlgorithm, UnknownVersion.
+        An alias of several versions means one of them at each call, by weight. Raises UnknownAlgorithm, UnknownVersion.
         """
         resolved = self._resolved.get(reference)
         if resolved is None:
-            resolved = self._resolve(reference)
-            self._resolved[reference] = resolved
+            resolved, is_lasting = self._resolve(reference)
+            if is_lasting:
+                self._resolved[reference] = resolved
         return resolved
+
+    def is_lasting(self, reference: Reference) -> bool:
+        """Whether `reference` means the same version until the directory changes; else each call chooses anew."""
+        known = self._known.get(reference.algorithm)
+        return not reference.is_alias or known is None or len(known.targets(reference.version)) < 2
 
     def entries(self) -> list[AlgorithmEntry]:
         """Every algorithm, by name."""
@@ -155,17 +219,12 @@ class Directory:
         known = self._known.get(version.algorithm)
         return known is not None and any(number == version.version for number, _ in known.versions)
 
-    def _resolve(self, reference: Reference) -> Resolved:
+    def _resolve(self, reference: Reference) -> tuple[Resolved, bool]:
         known = self._known.get(reference.algorithm)
         if known is None or not known.versions:
             similar = nearest(reference.algorithm, self._similar(reference))
             raise UnknownAlgorithm(reference.algorithm, similar)
-        wanted = tuple(map(int, reference.version.split("."))) if reference.version else ()
-        for number, entry in reversed(known.versions):
-            if number[: len(wanted)] == wanted:
-                return Resolved(VersionId(reference.owner, reference.name, number), entry)
-        there = [str(number) for number, _ in reversed(known.versions)]
-        raise UnknownVersion(reference.algorithm, reference.version, there)
+        return known.find(reference, self._random.random)
 
     def _similar(self, reference: Reference) -> list[str]:
         """A few names worth comparing closely: to compare with ten thousand would take a second."""
@@ -205,10 +264,7 @@ class Directory:
         before = self._known.get(algorithm)
         if before is not None and before.entry == entry:
             return
-        versions = [(_parse_version(version.version), version) for version in entry.versions]
-        if len(versions) > 1:
-            versions.sort(key=_number)
-        self._known[algorithm] = _Known(entry, versions)
+        self._known[algorithm] = Known(entry)
         self._by_name.setdefault(entry.name, set()).add(algorithm)
         self._by_owner.setdefault(entry.owner, set()).add(algorithm)
         self._changed(algorithm)

@@ -6,6 +6,8 @@
     ├── PayloadTooLarge    a message over the server's limit
     ├── Unreachable        no server, or not in time
     ├── Unauthenticated    the server does not know this key
+    ├── BadGrant           a route token that does not allow what was tried
+    ├── ClaimGone          a payload that travels by claim is not there any more
     ├── Forbidden          the server refused one publish or subscription
     └── StreamError        JetStream said no; carries its `err_code`
 
@@ -54,6 +56,18 @@ class Unauthenticated(BrokerError):
     """The server refused the key or the token of this connection."""
 
     code = "unauthenticated"
+
+
+class BadGrant(BrokerError):
+    """A route token is forged, over, or another's; the sentence says which."""
+
+    code = "permission_denied"
+
+
+class ClaimGone(BrokerError):
+    """What a claim stands for has expired, was deleted, never was, or cannot be read from here."""
+
+    code = "claim_gone"
 
 
 class Forbidden(BrokerError):

@@ -9,17 +9,35 @@ from typing import Literal
 
 from msgspec import Struct
 
-ContentType = Literal["text", "json", "binary", "tensor"]
+ContentType = Literal["text", "json", "binary", "tensor", "bundle", "claim"]
 Phase = Literal["queued", "forking", "importing", "loading", "connecting", "ready"]
 RunState = Literal["running", "succeeded", "failed", "refused", "expired", "lost", "cancelled"]
+
+
+class Claim(Struct, frozen=True, kw_only=True, array_like=True):
+    """Where a payload over 512 KiB lies: `path` in shared memory of the machine `host`, or chunks in a stream."""
+
+    id: str
+    size_bytes: int
+    host: str = ""
+    path: str = ""
+    chunks: int = 0
 
 
 class Call(Struct, frozen=True, kw_only=True, array_like=True, tag="call"):
     """One run of one algorithm, asked for. The caller stands in the subject, not here.
 
     `payload` is raw: UTF-8 text, JSON, bytes, or an array's memory; for a tensor `detail`
-    says `kind/dtype/shape`, e.g. `numpy/float32/3,4`. `time_left_ms` is what is left of the
-    deadline when the message is sent. `grant` is a hop's route token.
+    says `kind/dtype/shape`, e.g. `numpy/float32/3,4`; a bundle is several of these (content.py),
+    a claim says where the payload lies (claiming.py). `time_left_ms` is what is left of the deadline when the message
+    is sent.
+
+    In a pipeline `grant` is its route token (grants.py) and `at` the step this envelope is for; `reply_to` is who
+    waits for the answer, where that is not the subject's caller (a hop's is its forwarder); `run` is the run of
+    the whole chain, of which each stage is a run of its own, `<run>-<at>`; `spent_ms` is the user code's time in
+    the stages before. `credit` is how many parts the caller takes before it gives more credit; 0: it wants no
+    parts, and gets what is yielded as a list. `feed` is the instance of the step before, where the input is to be
+    had part by part, while that still runs.
     """
 
     run: str
@@ -37,6 +55,13 @@ class Call(Struct, frozen=True, kw_only=True, array_like=True, tag="call"):
     payload: memoryview = memoryview(b"null")
     traceparent: str = ""
     grant: bytes = b""
+    at: int = -1
+    reply_to: str = ""
+    credit: int = 0
+    spent_ms: float = 0.0
+    feed: str = ""
+    writers: list[str] = []
+    is_near: bool = False
 
 
 class Running(Struct, frozen=True, kw_only=True, array_like=True, tag="running"):
@@ -53,18 +78,25 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True, tag="running")
     start_ms: int = 0
     progress: float | None = None
     message: str = ""
+    at: int = -1
 
 
 class Parked(Struct, frozen=True, kw_only=True, array_like=True, tag="parked"):
-    """An instance had no slot within 50 ms and parked the run."""
+    """A run waits with the stream: an instance had no slot within 50 ms, or found none for its pipeline's next step."""
 
     run: str
     attempt: int
     instance: str
+    at: int = -1
 
 
 class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
-    """A run's output. `queued_ms` is the wait for a slot, `compute_ms` the user code's own time."""
+    """A run's output. `queued_ms` is the wait for a slot, `compute_ms` the user code's own time, in all stages.
+
+    `parts` is how many parts were sent before it, and -1 where the output is here.
+    `cached` says that the output was kept from an earlier run.
+    `writers` keep something for this run until they are told to forget it.
+    """
 
     run: str
     attempt: int
@@ -77,10 +109,39 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     compute_ms: float = 0.0
     ready_ms: int = 0
     start_ms: int = 0
+    at: int = -1
+    parts: int = -1
+    cached: bool = False
+    writers: list[str] = []
+
+
+class Part(Struct, frozen=True, kw_only=True, array_like=True, tag="part"):
+    """One of the values that a run yields, before its Result; `number` counts from 0."""
+
+    run: str
+    attempt: int
+    instance: str
+    number: int
+    content_type: ContentType
+    detail: str = ""
+    payload: memoryview = memoryview(b"")
+    at: int = -1
+
+
+class HandedOver(Struct, frozen=True, kw_only=True, array_like=True, tag="handed-over"):
+    """A run that was said to run has gone on to the next step, `at`: whoever waits must not mourn it here."""
+
+    run: str
+    attempt: int
+    instance: str
+    at: int
 
 
 class Failure(Struct, frozen=True, kw_only=True, array_like=True, tag="failure"):
-    """A run's end without output. `stage` is `owner/name/version`, `code` one of the SDK's error codes."""
+    """A run's end without output. `stage` is `owner/name/version`, `code` one of the SDK's error codes.
+
+    `branch` names the branches of a fan-out, or items of an `each`, in which it failed, outermost first.
+    """
 
     run: str
     attempt: int
@@ -89,19 +150,42 @@ class Failure(Struct, frozen=True, kw_only=True, array_like=True, tag="failure")
     message: str
     stage: str = ""
     error_type: str = ""
+    at: int = -1
+    branch: list[str] = []
 
 
-Reply = Running | Parked | Result | Failure
+Reply = Running | Parked | HandedOver | Part | Result | Failure
 
 
 class Cancel(Struct, frozen=True, kw_only=True, array_like=True, tag="cancel"):
-    """Sent to an instance: stop this run; `attempt` and lower ones."""
+    """Sent to an instance: stop this run, `attempt` and lower ones; of a pipeline, its step `at`."""
 
     run: str
     attempt: int
+    at: int = -1
 
 
-Control = Cancel
+class Credit(Struct, frozen=True, kw_only=True, array_like=True, tag="credit"):
+    """Sent to an instance that yields: parts below `upto` may be sent.
+
+    The next step's instance, which reads them, says with its `session` and `call` where they go.
+    """
+
+    run: str
+    attempt: int
+    upto: int
+    at: int = -1
+    session: str = ""
+    call: str = ""
+
+
+class Forget(Struct, frozen=True, kw_only=True, array_like=True, tag="forget"):
+    """Sent to an instance that wrote claims: everything of this root run has been read, or given up."""
+
+    root: str
+
+
+Control = Cancel | Credit | Forget
 
 
 class Demand(Struct, frozen=True, kw_only=True, array_like=True, tag="demand"):
@@ -146,10 +230,14 @@ Fleet = Starting | Ready | Death | Unable
 
 
 class HostBeat(Struct, frozen=True, kw_only=True, array_like=True, tag="host"):
-    """A launcher lives (`alive`), or says goodbye; its instances' ids begin with its own id and a dash."""
+    """A launcher lives (`alive`), or says goodbye; its instances' ids begin with its own id and a dash.
+
+    `host` names the shared memory that its instances see (claims_shm.py); empty where there is none.
+    """
 
     launcher: str
     alive: bool = True
+    host: str = ""
 
 
 class RunEvent(Struct, frozen=True, kw_only=True, array_like=True, tag="run"):
@@ -199,7 +287,11 @@ class Answer(Struct, frozen=True, kw_only=True, array_like=True, tag="answer"):
 
 
 class VersionEntry(Struct, frozen=True, kw_only=True, array_like=True):
-    """What a caller must know of a version; the rest is the registry's manifest."""
+    """What a caller must know of a version; the rest is the registry's manifest.
+
+    `pipeline` is the JSON form of a named pipeline, which its caller puts in its own pipeline's place; `takes` and
+    `gives` are kinds, as far as they are known. `takes_parts`: it reads its input as it is yielded.
+    """
 
     version: str
     digest: str = ""
@@ -208,11 +300,17 @@ class VersionEntry(Struct, frozen=True, kw_only=True, array_like=True):
     description: str = ""
     published_at: float = 0.0
     min_instances: int = 0
+    pipeline: bytes = b""
+    takes: str = ""
+    gives: str = ""
+    cache_s: float = 0.0
+    takes_parts: bool = False
 
 
 class AlgorithmEntry(Struct, frozen=True, kw_only=True, array_like=True, tag="algorithm"):
-    """The directory's entry of one algorithm: its versions, oldest first."""
+    """The directory's entry of one algorithm: its versions, oldest first, and what each alias means, by weight."""
 
     owner: str
     name: str
     versions: list[VersionEntry]
+    aliases: dict[str, dict[str, int]] = {}

@@ -13,7 +13,9 @@ from algomesh_broker.errors import BadName
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})", re.ASCII)
+_EXACT = re.compile(rf"({_NAME.pattern})/({_NAME.pattern})/{_VERSION.pattern}", re.ASCII)
 _PARTIAL = re.compile(r"(0|[1-9]\d{0,5})(\.(0|[1-9]\d{0,5})){0,2}", re.ASCII)
+_ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _KEY_ID = re.compile(r"k~[a-z0-9]{1,32}", re.ASCII)
 _FORM = "owner/name or owner/name/1.2.0, each name like 'text-clean' (a-z, 0-9, _ and -, at most 63)"
@@ -46,7 +48,7 @@ class Version(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a caller writes: `owner/name`, perhaps with a version, a partial one (`1.2`) or `latest`."""
+    """What a caller writes: `owner/name`, perhaps with a version, a partial one (`1.2`), an alias or `latest`."""
 
     owner: str
     name: str
@@ -66,14 +68,19 @@ class Reference(NamedTuple):
             raise BadName(f"{text!r} is not a reference; write {_FORM}")
         owner, name = check_name(parts[0], text), check_name(parts[1], text)
         version = parts[2] if len(parts) == 3 else ""
-        if len(parts) == 3 and version != LATEST and not _PARTIAL.fullmatch(version):
-            raise BadName(f"{text!r} ends in {version!r}, which is not a version; write {_FORM}")
+        if len(parts) == 3 and not (_PARTIAL.fullmatch(version) or _ALIAS.fullmatch(version)):
+            raise BadName(f"{text!r} ends in {version!r}, which is neither a version nor an alias; write {_FORM}")
         return cls(owner, name, "" if version == LATEST else version)
 
     @property
     def algorithm(self) -> str:
         """`owner/name`, without the version."""
         return f"{self.owner}/{self.name}"
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it ends in a name that the algorithm's owner gave to one or several versions."""
+        return self.version[:1].isalpha()
 
     def __str__(self) -> str:
         return f"{self.owner}/{self.name}/{self.version}" if self.version else f"{self.owner}/{self.name}"
@@ -89,6 +96,10 @@ class VersionId(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `owner/name/1.2.0`. Raises BadName."""
+        exact = _EXACT.fullmatch(text) if isinstance(text, str) else None
+        if exact is not None:  # as routes have thousands of them
+            owner, name, *numbers = exact.groups()
+            return cls(owner, name, Version(*map(int, numbers)))
         reference = Reference.parse(text)
         return cls(reference.owner, reference.name, Version.parse(reference.version))
 
@@ -126,6 +137,15 @@ def check_name(text: str, within: str = "") -> str:
     if not _NAME.fullmatch(text):
         where = f" in {within!r}" if within else ""
         raise BadName(f"{text!r}{where} is not a name; write {_FORM}")
+    return text
+
+
+def check_alias(text: str) -> str:
+    """Return `text` if it may be an alias, such as `stable`. Raises BadName."""
+    if not _ALIAS.fullmatch(text):
+        raise BadName(f"{text!r} is not an alias; write a name like 'stable' (a-z, 0-9 and -, at most 32)")
+    if text == LATEST:
+        raise BadName(f"{LATEST!r} is always the newest version; take another name for an alias")
     return text
 
 

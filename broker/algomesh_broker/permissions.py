@@ -28,7 +28,7 @@ DIRECTORY_GET = f"$JS.API.DIRECT.GET.{DIRECTORY_STREAM}"
 DIRECTORY_UPDATES = f"$KV.{subjects.DIRECTORY_BUCKET}.>"
 AUTH_REQUESTS = "$SYS.REQ.USER.AUTH"
 _FORM = "a scope is 'call:PATTERN', 'publish:PATTERN', 'observe' or 'admin'; a pattern is owner/name, owner/* or *"
-_PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest")), ("launcher", ("stop", "logs")))
+_PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest", "alias-set")), ("launcher", ("stop", "logs")))
 _OBSERVERS_ASK = (("registry", ("manifest",)), ("launcher", ("ps", "logs")), ("ledger", ("runs",)))
 
 
@@ -91,6 +91,31 @@ class Scope(NamedTuple):
         return f"{self.kind}:{self.pattern}" if self.kind in (CALL, PUBLISH) else self.kind
 
 
+class CallRights:
+    """What a caller may call, for many look-ups."""
+
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        self._patterns = frozenset(patterns)
+
+    @classmethod
+    def of_scopes(cls, scopes: Iterable[str]) -> "CallRights":
+        """What the scopes of a key let it call. Raises BadName."""
+        parsed = list(map(Scope.parse, scopes))
+        if any(scope.kind == ADMIN for scope in parsed):
+            return cls([Pattern("*", "*")])
+        return cls(scope.pattern for scope in parsed if scope.kind == CALL)
+
+    @classmethod
+    def of_patterns(cls, calls: Iterable[str]) -> "CallRights":
+        """What the patterns granted to a version let it call. Raises BadName."""
+        return cls(map(Pattern.parse, calls))
+
+    def covers(self, owner: str, name: str) -> bool:
+        """Whether the algorithm `owner/name` may be called."""
+        held = self._patterns
+        return (owner, name) in held or (owner, "*") in held or ("*", "*") in held
+
+
 def may_call(scopes: Iterable[str], called: str) -> bool:
     """Whether a key of these scopes may let its algorithms call the pattern `called`. Raises BadName."""
     wanted = Pattern.parse(called)
@@ -109,6 +134,8 @@ def of_key(id_: str, scopes: Iterable[str]) -> Permissions:
         parsed = [Scope.parse("call:*"), Scope.parse("publish:*"), Scope(OBSERVE, Pattern("*", "*"))]
     calls = [scope.pattern for scope in parsed if scope.kind == CALL]
     publish = _as_caller(caller, calls)
+    if calls:
+        publish.append(_asks_routes(caller))
     for scope in parsed:
         if scope.kind == PUBLISH:
             publish += _asks(_PUBLISHERS_ASK, scope.pattern, caller)
@@ -127,6 +154,7 @@ def of_instance(version: VersionId, instance: str, calls: Iterable[str]) -> Perm
         f"reply.{version.owner}.{version.name}.>",
         f"hop.*.*.*.{caller}",
         f"park.hop.*.*.*.{caller}",
+        f"demand.*.*.*.{caller}",
         # A full instance parks what reached it, in its sender's name: of its own version only.
         f"park.call.{mine}.*",
         f"park.hop.{mine}.*",
@@ -134,12 +162,16 @@ def of_instance(version: VersionId, instance: str, calls: Iterable[str]) -> Perm
         subjects.run_events(version),
         f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}",
         f"$JS.ACK.{subjects.PARKED_STREAM}.{version.consumer}.>",
+        _asks_routes(caller),
+        subjects.platform("registry", "lease", caller),
         *_as_caller(caller, patterns),
     ]
     subscribe = [
         f"{subjects.calls_of(version)} {subjects.WORKERS}",
         f"{subjects.hops_of(version)} {subjects.WORKERS}",
         subjects.controls_of(check_instance(instance)),
+        # It joins branches of pipelines that it may not call itself, and must hear of deaths there.
+        subjects.ALL_VERSIONS,
         *_hears(caller, subjects.inbox(instance), patterns),
     ]
     return _made(publish, subscribe)
@@ -153,7 +185,7 @@ def of_program(program: str) -> Permissions:
 def in_store(program: str) -> Permissions:
     """What a program may do in the account that holds the streams. Raises KeyError for one that has none."""
     stream, requests = _STORES[program]
-    asks = [f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO", "PURGE")]
+    asks = _keeps(stream)
     heard = [DIRECTORY_UPDATES] if stream == DIRECTORY_STREAM else []
     return _made(asks + requests, [f"{subjects.inbox(program)}.>", *heard])
 
@@ -188,6 +220,10 @@ def _gateway() -> Permissions:
     return _made([DIRECTORY_GET], [subjects.inbox("gateway") + ".>", DIRECTORY_UPDATES, subjects.HOST_BEATS])
 
 
+def _keeps(stream: str) -> list[str]:
+    return [f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO", "PURGE")]
+
+
 def _consumers(stream: str) -> list[str]:
     return [f"$JS.API.CONSUMER.*.{stream}", f"$JS.API.CONSUMER.*.{stream}.>"]
 
@@ -195,7 +231,10 @@ def _consumers(stream: str) -> list[str]:
 _PROGRAMS = {"registry": _registry, "launcher": _launcher, "ledger": _ledger, "gateway": _gateway}
 _STORES = {
     "registry": (DIRECTORY_STREAM, [DIRECTORY_GET, DIRECTORY_UPDATES]),
-    "launcher": (subjects.PARKED_STREAM, _consumers(subjects.PARKED_STREAM)),
+    "launcher": (
+        subjects.PARKED_STREAM,
+        [*_consumers(subjects.PARKED_STREAM), *_keeps(subjects.CLAIMS_STREAM)],
+    ),
     "ledger": (
         subjects.EVENTS_STREAM,
         [
@@ -214,6 +253,9 @@ def _as_caller(caller: str, calls: list[Pattern]) -> list[str]:
         f"control.*.{caller}",
         subjects.caller_events(caller),
         DIRECTORY_GET,
+        # Who knows a claim may read it. The server's mark keeps wildcards from being read by (ADR 0008).
+        subjects.claims_of(caller),
+        subjects.READ_CLAIM,
     ]
 
 
@@ -233,6 +275,10 @@ def _serves(program: str) -> list[str]:
 
 def _asks(programs: Iterable[tuple[str, tuple[str, ...]]], pattern: Pattern, caller: str) -> list[str]:
     return [f"platform.{program}.{verb}.{pattern.tokens}.{caller}" for program, verbs in programs for verb in verbs]
+
+
+def _asks_routes(caller: str) -> str:
+    return subjects.platform("registry", "route", caller)
 
 
 def _made(publish: list[str], subscribe: list[str]) -> Permissions:

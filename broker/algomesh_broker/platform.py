@@ -1,6 +1,6 @@
 """What the programs are asked, verb by verb: the bodies inside `Ask` and `Answer`.
 
-    registry  upload publish archive manifest key-create key-list key-revoke
+    registry  upload publish archive manifest route lease alias-set key-create key-list key-revoke
     launcher  ps stop logs
     ledger    runs
 
@@ -21,7 +21,12 @@ CHUNK_BYTES = 512 * 1024
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """How a version wants to run. Memory in bytes, times in seconds; `timeout_s` None: no limit."""
+    """How a version wants to run. Memory in bytes, times in seconds; `timeout_s` None: no limit.
+
+    `cache_s` is how long its results are kept, 0 for not at all; `batch_max` how many calls run together (0: each
+    alone), `batch_wait_ms` how long one waits for others; `streams` says that it yields,
+    `takes_parts` that it reads its input as it is yielded.
+    """
 
     gpu: float = 0.0
     memory_bytes: int | None = None
@@ -33,12 +38,18 @@ class Options(Struct, frozen=True, kw_only=True):
     attempts: int = 3
     calls: list[str] = []
     preload: list[str] = []
+    cache_s: float = 0.0
+    batch_max: int = 0
+    batch_wait_ms: float = 0.0
+    streams: bool = False
+    takes_parts: bool = False
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
     """One version as its own code describes it; made in a child process, never by the registry.
 
-    `entry` is `module:attribute` inside the archive; `requirements` are PEP 508 strings.
+    `entry` is `module:attribute` inside the archive; `requirements` are PEP 508 strings; `takes` and `gives` are kinds.
+    A named pipeline has its JSON form as `pipeline`, and neither entry nor archive nor options.
     """
 
     owner: str
@@ -50,6 +61,9 @@ class Manifest(Struct, frozen=True, kw_only=True):
     input_schema: bytes = b""
     output_schema: bytes = b""
     requirements: list[str] = []
+    takes: str = ""
+    gives: str = ""
+    pipeline: bytes = b""
 
 
 class Upload(Struct, frozen=True, kw_only=True):
@@ -68,7 +82,7 @@ class Uploaded(Struct, frozen=True, kw_only=True):
 
 
 class Publish(Struct, frozen=True, kw_only=True):
-    """Make this version callable; its archive was uploaded before."""
+    """Make this version callable; its archive was uploaded before. A pipeline's digest is that of its JSON form."""
 
     manifest: Manifest
     digest: str
@@ -108,6 +122,41 @@ class StoredManifest(Struct, frozen=True, kw_only=True):
 
     manifest: Manifest
     digest: str
+
+
+class AliasSet(Struct, frozen=True, kw_only=True):
+    """Make `alias` of this algorithm mean these versions, each with its weight; none: there is no such alias."""
+
+    alias: str
+    weights: dict[str, int] = {}
+
+
+class RouteAsk(Struct, frozen=True, kw_only=True):
+    """Sign this route (route.py) for me, for `lifetime_s` seconds; an instance adds the token it connected with."""
+
+    route: bytes
+    lifetime_s: float = 600.0
+    token: str = ""
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """A run of `root` wants to begin so many more runs than its own budget allows."""
+
+    root: str
+    runs: int
+
+
+class Leased(Struct, frozen=True, kw_only=True):
+    """It may begin so many; 0 when its root has had all."""
+
+    runs: int
+
+
+class RouteGrant(Struct, frozen=True, kw_only=True):
+    """The route token (grants.py), and when it is over, in seconds since the epoch."""
+
+    grant: bytes
+    expires: float
 
 
 class KeyCreate(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ answer are all there is to it, and importing nats-py would cost every program ha
 
     parked     memory, lost with the server, and with it its consumers: `ensure_*` again after a reconnect
     events     file, taken in without acknowledgement
+    claims     file; payloads too large for a message, each piece under a subject of its own (claims_stream.py)
     directory  a key-value bucket: the stream KV_directory, file
 """
 
@@ -63,6 +64,24 @@ _EVENTS = {
     "persist_mode": "async",
     "num_replicas": 1,
 }
+_CLAIMS = {
+    "name": subjects.CLAIMS_STREAM,
+    "description": "Payloads too large for a message, until they expire",
+    "subjects": [subjects.ALL_CLAIMS],
+    "storage": "file",
+    "retention": "limits",
+    # Full means a refusal; an empty piece still takes the place of a larger one, so deleting always works.
+    "discard": "new",
+    "max_msgs_per_subject": 1,
+    "max_age": _DAY_S * _NANOSECONDS,
+    "allow_msg_ttl": True,
+    "allow_direct": True,
+    "deny_delete": True,
+    # Written behind: who loses a server loses the run's messages too, and sends again.
+    "persist_mode": "async",
+    "num_replicas": 1,
+}
+_CLAIMS_BYTES, _CLAIMS_LEAST_BYTES = 8 * 2**30, 64 * 2**20
 _DIRECTORY = {
     "name": DIRECTORY_STREAM,
     "description": "Which algorithms and versions there are; a copy of the registry's tables",
@@ -115,6 +134,16 @@ class JetStreamAdmin:
     async def ensure_events(self) -> bool:
         """Make the stream of run events as it must be; True when it was not there."""
         return await self._ensure_stream(_EVENTS)
+
+    async def ensure_claims(self, max_bytes: int = _CLAIMS_BYTES) -> bool:
+        """Make the stream of claims as it must be, as large as the disk allows; True when it was not there."""
+        while True:
+            try:
+                return await self._ensure_stream(_CLAIMS | {"max_bytes": max_bytes})
+            except StreamError as error:
+                if error.err_code not in _NO_ROOM or max_bytes <= _CLAIMS_LEAST_BYTES:
+                    raise
+            max_bytes //= 2
 
     async def ensure_directory(self) -> bool:
         """Make the directory's bucket as it must be; True when it was not there."""
@@ -241,3 +270,4 @@ class JetStreamAdmin:
 
 
 _NO_STREAM, _NO_CONSUMER = 10059, 10014
+_NO_ROOM = (10028, 10047)  # of memory and of disk, in the account or on the server

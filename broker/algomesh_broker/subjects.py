@@ -10,6 +10,7 @@
     event.caller.<caller>                           runs that ended without an instance, as their sender saw them
     fleet.<owner>.<name>.<version>                  starting, ready, dead
     fleet.host.<launcher>                           the launcher's own beat
+    claim.<mark>.<caller>.<id>.<number>.chunk       a piece of a payload that travels by claim; the server sets <mark>
     platform.<program>.<verb>.<owner>.<name>.<caller>   requests to the programs; `_` where no algorithm is meant
 
 <caller> is `k~<id>` for a key and `owner~name` for an instance; the broker's permissions
@@ -24,13 +25,17 @@ from algomesh_broker.names import VersionId
 WORKERS = "workers"
 PARKED_STREAM = "parked"
 EVENTS_STREAM = "events"
+CLAIMS_STREAM = "claims"
 DIRECTORY_BUCKET = "directory"
 NO_ALGORITHM = "_"
+ALL_VERSIONS = "fleet.*.*.*"
 HOST_BEATS = "fleet.host.*"
 ALL_DEMAND = "demand.>"
 ALL_FLEET = "fleet.>"
 ALL_EVENTS = "event.>"
 ALL_PARKED = "park.>"
+ALL_CLAIMS = "claim.*.*.*.*.chunk"
+READ_CLAIM = f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{ALL_CLAIMS}"
 
 
 class Work(NamedTuple):
@@ -176,6 +181,21 @@ def parse_platform(subject: str) -> PlatformRequest:
         raise BadMessage(f"{subject!r} is not the subject of a request to a program")
     owner, name = tokens[3], tokens[4]
     return PlatformRequest(tokens[1], tokens[2], "" if owner == NO_ALGORITHM else f"{owner}/{name}", tokens[5])
+
+
+def claim_chunk(claim: str, number: int) -> str:
+    """One piece of the claim `<caller>.<id>`. The server puts its own mark in the place of `_` (ADR 0008)."""
+    return f"claim._.{claim}.{number}.chunk"
+
+
+def claims_of(caller: str) -> str:
+    """What a caller may write of claims: its own."""
+    return f"claim.*.{caller}.*.*.chunk"
+
+
+def read_claim(claim: str, number: int) -> str:
+    """The request for one piece of a claim."""
+    return f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{claim_chunk(claim, number)}"
 
 
 def directory_key(owner: str, name: str) -> str:

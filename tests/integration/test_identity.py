@@ -107,6 +107,7 @@ class TestAKey:
             subjects.demand(LOWER, me),
             subjects.control("host-1", me),
             subjects.caller_events(me),
+            subjects.platform("registry", "route", me),
         ):
             await refusals.of_publish(subject)
 
@@ -123,6 +124,7 @@ class TestAKey:
                 subjects.control("host-1", VICTIM),
                 subjects.caller_events(VICTIM),
                 subjects.platform("ledger", "runs", VICTIM),
+                subjects.platform("registry", "route", VICTIM),
             ],
         )
 
@@ -230,6 +232,7 @@ class TestAnInstance:
             (subjects.controls_of("host-1"), ""),
             (subjects.replies_to("text~clean", "s"), ""),
             (subjects.fleet(LOWER), ""),
+            (subjects.fleet(SECRET), ""),
             (subjects.HOST_BEATS, ""),
         ):
             await instance.subscribe(subject, lambda _: None, queue)
@@ -241,6 +244,8 @@ class TestAnInstance:
             subjects.park(subjects.call(CLEAN, VICTIM)),
             subjects.park(subjects.hop(CLEAN, "some~other")),
             subjects.demand(CLEAN, VICTIM),
+            subjects.demand(SECRET, "text~clean"),
+            subjects.platform("registry", "route", "text~clean"),
             subjects.call(LOWER, "text~clean"),
             subjects.control("host-2", "text~clean"),
             subjects.run_events(CLEAN),
@@ -262,7 +267,9 @@ class TestAnInstance:
                 subjects.park(subjects.call(LOWER, VICTIM)),
                 subjects.hop(LOWER, "text~lower"),
                 subjects.park(subjects.hop(LOWER, "text~lower")),
-                subjects.demand(SECRET, "text~clean"),
+                subjects.demand(SECRET, VICTIM),
+                subjects.platform("registry", "route", "text~lower"),
+                subjects.platform("registry", "route", VICTIM),
                 subjects.control("host-2", VICTIM),
                 subjects.run_events(LOWER),
                 subjects.caller_events(VICTIM),
@@ -297,7 +304,7 @@ class TestAnInstance:
                 ("reply.text.clean.>", ""),
                 (subjects.controls_of("host-2"), ""),
                 (subjects.inbox("host-2") + ".>", ""),
-                (subjects.fleet(SECRET), ""),
+                ("fleet.>", ""),
                 ("park.>", ""),
                 ("event.>", ""),
                 ("demand.>", ""),

@@ -8,7 +8,7 @@ import pytest
 from algomesh_broker import permissions, subjects
 from algomesh_broker.errors import BadName
 from algomesh_broker.names import VersionId
-from algomesh_broker.permissions import Pattern, Scope, may_call, of_instance, of_key, of_program
+from algomesh_broker.permissions import CallRights, Pattern, Scope, may_call, of_instance, of_key, of_program
 
 CLEAN = VersionId.parse("text/clean/1.0.0")
 KEY = "abc1234567"
@@ -129,6 +129,43 @@ def test_an_instance_calls_what_was_granted_as_itself() -> None:
     assert not may_publish(held, "call.bank.secret.1-0-0.text~clean")
     assert not may_publish(held, "call.text.lower.2-0-0.k~other")
     assert not may_publish(of_instance(CLEAN, "host-1", []), "call.text.lower.2-0-0.text~clean")
+
+
+def test_who_may_call_anything_may_ask_for_routes_in_its_own_name() -> None:
+    mine, others = f"platform.registry.route._._.{ME}", "platform.registry.route._._.k~other"
+
+    for scope, may in (("call:text/clean", True), ("admin", True), ("publish:me/*", False), ("observe", False)):
+        assert may_publish(of_key(KEY, [scope]), mine) is may, scope
+        assert not may_publish(of_key(KEY, [scope]), others)
+    held = of_instance(CLEAN, "host-1", [])
+    assert may_publish(held, "platform.registry.route._._.text~clean")
+    assert not may_publish(held, mine)
+
+
+def test_an_instance_hands_over_to_whatever_comes_next_as_itself() -> None:
+    held = of_instance(CLEAN, "host-1", [])
+
+    for lane in ("hop", "park.hop", "demand"):
+        assert may_publish(held, f"{lane}.bank.secret.1-0-0.text~clean")
+        assert not may_publish(held, f"{lane}.bank.secret.1-0-0.k~other")
+    assert any(fits(pattern, "fleet.bank.secret.1-0-0") for pattern in held.subscribe)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "covered", "others"),
+    [
+        (["admin"], ["text/clean", "bank/secret"], []),
+        (["call:*"], ["text/clean", "bank/secret"], []),
+        (["call:text/*", "publish:bank/*"], ["text/clean", "text/lower"], ["bank/secret"]),
+        (["call:text/clean", "observe"], ["text/clean"], ["text/lower", "bank/secret"]),
+        ([], [], ["text/clean"]),
+    ],
+)
+def test_call_rights_are_those_of_the_scopes(scopes: list[str], covered: list[str], others: list[str]) -> None:
+    rights = CallRights.of_scopes(scopes)
+
+    assert [name for name in covered if not rights.covers(*name.split("/"))] == []
+    assert [name for name in others if rights.covers(*name.split("/"))] == []
 
 
 def test_an_instance_parks_for_others_only_calls_of_its_own_version() -> None:

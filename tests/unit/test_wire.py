@@ -14,8 +14,8 @@ NAMES = sorted(EXAMPLES)
 ARRAYS = [name for name in NAMES if EXAMPLES[name].__struct_config__.array_like]
 DECODERS: dict[str, codec.Decoder[Any]] = {
     "call": codec.decode_call,
-    **dict.fromkeys(("running", "parked", "result", "failure"), codec.decode_reply),
-    "cancel": codec.decode_control,
+    **dict.fromkeys(("running", "parked", "handed-over", "part", "result", "failure"), codec.decode_reply),
+    **dict.fromkeys(("cancel", "credit", "forget"), codec.decode_control),
     "demand": codec.decode_demand,
     **dict.fromkeys(("starting", "ready", "death", "unable"), codec.decode_fleet),
     "host": codec.decode_host_beat,

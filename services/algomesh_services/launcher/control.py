@@ -19,7 +19,7 @@ from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.instance import Instance, StartFailed
 from algomesh_services.launcher.minimums import Minimums
 from algomesh_services.launcher.parking import Parking
-from algomesh_services.launcher.provision import as_failure
+from algomesh_services.launcher.provision import as_failure, no_instance_of
 from algomesh_services.launcher.reconcile import Launch, Refuse, Retire, VersionView, reconcile
 from algomesh_services.launcher.refusals import Refusals
 from algomesh_services.launcher.settings import Settings
@@ -219,8 +219,12 @@ class Control:
             if state.unable is not None:
                 self._refusals.tell(version, state.unable)
             return False
-        if self._bundles.known_manifest(version) is None:
+        manifest = self._bundles.known_manifest(version)
+        if manifest is None:
             self._learn(version, state)
+            return False
+        if manifest.pipeline:
+            self._refusals.tell(version, no_instance_of(version))
             return False
         return True
 
@@ -250,8 +254,9 @@ class Control:
         except (BrokerError, BadArchive) as error:
             self._failed(version, as_failure(version, error))
         else:
-            self._reconcile({version: 1})
-            self._look_soon(version)
+            if self._may_launch(version, state):
+                self._reconcile({version: 1})
+                self._look_soon(version)
         finally:
             state.is_learning = False
 

@@ -47,7 +47,10 @@ class FleetEvents(Protocol):
 
 
 class Fleet:
-    """Starts, follows and retires instances. `prepare` fetches what one is started from, `sign` makes its token."""
+    """Starts, follows and retires instances.
+
+    `prepare` fetches what one is started from, `sign` makes its token, `route_key` is with what it checks route tokens.
+    """
 
     def __init__(
         self,
@@ -57,11 +60,12 @@ class Fleet:
         publish: Callable[[str, bytes], None],
         sign: Callable[[VersionId, str], str],
         prepare: Callable[[VersionId], Awaitable[Bundle]],
+        route_key: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instances: dict[str, Instance] = {}
         self.events: FleetEvents | None = None
-        self._settings, self._driver = settings, driver
+        self._settings, self._driver, self._route_key = settings, driver, route_key
         self._publish, self._sign, self._prepare, self._clock = publish, sign, prepare, clock
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,6 +206,7 @@ class Fleet:
             reason=instance.reason,
             note=instance.place.note,
             threads=self._settings.threads,
+            route_key=self._route_key,
         )
         spec = LaunchSpec(
             instance=instance.id,

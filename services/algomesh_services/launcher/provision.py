@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from algomesh_broker.errors import BadMessage, BrokerError
+from algomesh_broker.messages import Unable
 from algomesh_broker.names import VersionId
 from algomesh_services.launcher.bundles import BadArchive, Bundle, Bundles
 from algomesh_services.launcher.fleet import StartRefused
@@ -37,3 +38,12 @@ def as_failure(version: VersionId, error: Exception) -> StartFailed:
     if isinstance(error, BadArchive | BadMessage):
         return StartFailed(blame="version", code="load_failed", message=f"{version}: {error}")
     return StartFailed(blame="machine", code="load_failed", message=f"{version} cannot be started here: {error}")
+
+
+def no_instance_of(pipeline: VersionId) -> Unable:
+    """What those are told who wait for an instance of a named pipeline."""
+    return Unable(
+        code="bad_reference",
+        message=f"{pipeline} is a named pipeline, and has no instances: its caller puts its stages in its place. "
+        "This one was called as if it were an algorithm, by a client that is too old for pipelines",
+    )

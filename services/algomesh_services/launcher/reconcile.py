@@ -153,7 +153,7 @@ class _Plan:
 def _serve(view: VersionView, waiting: int, plan: _Plan, minimums: Mapping[VersionId, int], now: float) -> None:
     """Launch what `waiting` calls need beyond the instances that are starting already, within all bounds."""
     version, options = view.version, view.options
-    needed = math.ceil(waiting / max(1, options.concurrency)) - plan.starting(version)
+    needed = math.ceil(waiting / max(1, options.concurrency * max(1, options.batch_max))) - plan.starting(version)
     needed = min(needed, max(1, options.max_instances) - plan.active(version))
     if now < view.blocked_until:
         return

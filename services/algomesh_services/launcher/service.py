@@ -14,13 +14,14 @@ import structlog
 
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection
-from algomesh_broker.credentials import program_identity, read_seed, store_identity
+from algomesh_broker.credentials import program_identity, read_route_key, read_seed, store_identity
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import sign_instance_token
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.launcher import isolation
 from algomesh_services.launcher.bundles import Bundles
+from algomesh_services.launcher.claims import Claims
 from algomesh_services.launcher.control import Control
 from algomesh_services.launcher.demand import hear_demand
 from algomesh_services.launcher.driver import Driver, LaunchFailed
@@ -97,6 +98,7 @@ async def _serve(
         making = asyncio.create_task(_given(given) if given is not None else make_driver(settings), name="make driver")
         stack.callback(making.cancel)
         seed = await _until_there("secrets", lambda: asyncio.to_thread(read_seed, settings.secrets, PROGRAM), OSError)
+        route_key = await _until_there("secrets", lambda: asyncio.to_thread(read_route_key, settings.secrets), OSError)
         identity, store = program_identity(settings.secrets, PROGRAM), store_identity(settings.secrets, PROGRAM)
         connection = await _until_there("nats", lambda: Connection.open(settings.nats_url, identity, name=PROGRAM))
         stack.push_async_callback(connection.close)
@@ -104,6 +106,8 @@ async def _serve(
         stack.push_async_callback(admin.close)
         parking = Parking(admin)
         await _until_there("jetstream", parking.ensure)
+        claims = Claims(admin)
+        await _until_there("jetstream", claims.ensure)
         directory = await _until_there("directory", lambda: Directory.open(connection))
         stack.push_async_callback(directory.close)
         bundles = Bundles(Programs(connection), settings.versions, settings.cache_bytes)
@@ -117,6 +121,7 @@ async def _serve(
             publish=connection.publish,
             sign=lambda version, instance: sign_instance_token(version, instance, seed),
             prepare=provider(bundles, parking),
+            route_key=route_key,
         )
         bundles.in_use = fleet.digests
         control = Control(settings, fleet, parking, bundles, publish=connection.publish)
@@ -124,12 +129,13 @@ async def _serve(
 
         async with asyncio.TaskGroup() as tasks:
             working = [
-                tasks.create_task(_beat(connection, settings.launcher), name="beat"),
+                tasks.create_task(_beat(connection, settings.launcher, claims.host), name="beat"),
+                tasks.create_task(claims.keep_swept(), name="sweep claims"),
                 tasks.create_task(_keep_warm(driver), name="warm"),
                 tasks.create_task(control.run(), name="control"),
             ]
             _follow_directory(directory, control)
-            _restore_after_reconnect(admin.connection, tasks, control)
+            _restore_after_reconnect(admin.connection, tasks, control, claims)
             await requests.open()
             demand = await hear_demand(connection, control.on_demand)
             capacity = settings.capacity
@@ -167,11 +173,12 @@ def _follow_directory(directory: Directory, control: Control) -> None:
     directory.on_change.append(changed)
 
 
-def _restore_after_reconnect(store: Connection, tasks: asyncio.TaskGroup, control: Control) -> None:
+def _restore_after_reconnect(store: Connection, tasks: asyncio.TaskGroup, control: Control, claims: Claims) -> None:
     """A server that restarted has lost the stream, and with it what the instances pull from."""
 
     def reconnected() -> None:
         tasks.create_task(_until_there("stream", control.restore), name="restore")
+        tasks.create_task(_until_there("stream", claims.ensure), name="restore claims")
 
     store.on_reconnect.append(reconnected)
 
@@ -180,8 +187,8 @@ async def _given(driver: Driver) -> Driver:
     return driver
 
 
-async def _beat(connection: Connection, launcher: str) -> None:
-    alive = _host_beat(launcher, is_alive=True)
+async def _beat(connection: Connection, launcher: str, host: str) -> None:
+    alive = _host_beat(launcher, is_alive=True, host=host)
     while True:
         if connection.is_connected:  # an old beat that waited for a server would tell nothing
             connection.publish(subjects.host_beat(launcher), alive)
@@ -216,5 +223,5 @@ async def _until_there(what: str, attempt: Callable[[], Awaitable[T]], expected:
         await asyncio.sleep(_RETRY_S)
 
 
-def _host_beat(launcher: str, *, is_alive: bool) -> bytes:
-    return codec.encode(messages.HostBeat(launcher=launcher, alive=is_alive))
+def _host_beat(launcher: str, *, is_alive: bool, host: str = "") -> bytes:
+    return codec.encode(messages.HostBeat(launcher=launcher, alive=is_alive, host=host))
