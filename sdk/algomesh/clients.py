@@ -10,15 +10,21 @@ async with algomesh.connect("YOUR_API_KEY") as mesh:
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Self, cast
 
-from algomesh import content, errors
+from algomesh import errors
+from algomesh.compiling import check_fit
+from algomesh.composing import Handle
+from algomesh.content import Content
 from algomesh.http_transport import HttpTransport
+from algomesh.inputs import comes_in_items, encode_input, given
 from algomesh.loop_thread import LoopThread
 from algomesh.nats_transport import NatsTransport
+from algomesh.pipeline import Operand, Pipeline, Stage, value_of
 from algomesh.response import Response
+from algomesh.result_stream import AsyncStream, Stream, Tell
 from algomesh.transport import Origin, Transport
 from algomesh_broker.errors import BadName
 from algomesh_broker.identity import Identity
@@ -37,37 +43,101 @@ class AsyncClient:
         self._transport = transport
         self._timeout_s = timeout_s
         self._origin = origin
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
 
-    def algo(self, reference: str) -> "AsyncAlgo":
-        """An algorithm by its reference, `owner/name` or `owner/name/1.2.0`. Raises BadReference."""
-        return AsyncAlgo(self, parse_reference(reference))
+    def algo(self, of: Operand) -> "AsyncAlgo":
+        """What can be called: an algorithm by its reference `owner/name[/1.2.0]`, a decorated one, or a pipeline.
 
-    async def call(self, reference: Reference, value: Any, timeout: float | None) -> Response:
-        """Run one algorithm; see `AsyncAlgo.pipe`."""
-        return await self._transport.call(
-            reference, encode_input(value), check_timeout(timeout, self._timeout_s), self._origin
-        )
+        Raises BadReference, and BadInput for a pipeline whose neighbours cannot fit, as far as the directory knows.
+        """
+        pipeline = value_of(of)
+        self.check(pipeline)
+        return AsyncAlgo(self, pipeline)
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Compare the neighbours in a pipeline by what the directory says of them. Raises BadInput."""
+        if not isinstance(pipeline, Stage) and isinstance(self._transport, NatsTransport):
+            check_fit(pipeline, self._transport.directory.resolve)
+
+    async def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
+        """Run a pipeline; see `AsyncAlgo.pipe`."""
+        limit_s = check_timeout(timeout, self._timeout_s)
+        if not comes_in_items(pipeline, value):
+            return await self._transport.call(pipeline, encode_input(value), limit_s, self._origin)
+        async with given(pipeline, value, limit_s) as (items, left_s):
+            return await self._transport.call(pipeline, cast("Content", items), left_s, self._origin)
+
+    def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> AsyncStream:
+        """Run a pipeline, part by part; see `AsyncAlgo.stream`."""
+        limit_s = check_timeout(timeout, self._timeout_s)
+        opened = AsyncStream(lambda told: self._parts(pipeline, value, limit_s, told))
+        self._streams.add(opened)
+        return opened
+
+    async def leave(self) -> None:
+        """End the streams that are open still."""
+        for opened in list(self._streams):
+            with suppress(RuntimeError):  # somebody waits for its next part, and will get an error
+                await opened.aclose()
+
+    async def _parts(self, pipeline: Pipeline, value: Any, limit_s: float, told: Tell) -> AsyncGenerator[Content, None]:
+        async with (
+            given(pipeline, value, limit_s) as (items, left_s),
+            aclosing(self._transport.stream(pipeline, items, left_s, self._origin, told)) as parts,
+        ):
+            async for part in parts:
+                yield part
 
 
-class AsyncAlgo:
-    """One algorithm of an AsyncClient."""
+class AsyncAlgo(Handle):
+    """One algorithm, or pipeline, of an AsyncClient; composes with `|`, `&` and `.each()`."""
 
-    __slots__ = ("_client", "reference")
+    __slots__ = ("_client", "_pipeline")
 
-    def __init__(self, client: AsyncClient, reference: Reference) -> None:
+    def __init__(self, client: AsyncClient, pipeline: Pipeline) -> None:
         self._client = client
-        self.reference = reference
+        self._pipeline = pipeline
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that it runs."""
+        return self._pipeline
+
+    @property
+    def owner(self) -> AsyncClient:
+        """The client that it calls with."""
+        return self._client
+
+    def bound(self, pipeline: Pipeline) -> Self:
+        """Another pipeline of the same client. Raises BadInput."""
+        self._client.check(pipeline)
+        return type(self)(self._client, pipeline)
 
     async def pipe(self, value: Any, *, timeout: float | None = None) -> Response:
         """Run the algorithm on `value`: text, bytes, JSON, an array, a dataclass, or another Response.
 
+        For a pipeline that begins with `.each()` it may be an iterator, asynchronous or not, whose items are read as
+        there is room for them; elsewhere an iterator is made a list first.
+
         timeout: seconds until the answer must be there, a cold start included; 300 by default.
         Raises MeshError; each kind of it says what to do.
         """
-        return await self._client.call(self.reference, value, timeout)
+        return await self._client.call(self._pipeline, value, timeout)
+
+    def stream(self, value: Any, *, timeout: float | None = None) -> AsyncStream:
+        """Run the algorithm and iterate over what it gives while it runs: what it yields, the results of an `each`
+        at the pipeline's end, or its one result.
+
+            async for part in algo.stream(value): ...
+
+        `value` as for `pipe`. The run begins with the first part asked for; a reader that takes its time holds up
+        the writer. Leaving early (`aclose`, `async with`, or forgetting it) cancels the run.
+        timeout: seconds for all of it. Raises MeshError, also from the iteration.
+        """
+        return self._client.stream(self._pipeline, value, timeout)
 
     def __repr__(self) -> str:
-        return f"<algo {self.reference}>"
+        return f"<algo {self._pipeline!r}>"
 
 
 @asynccontextmanager
@@ -81,10 +151,11 @@ async def connect(
     Raises Unauthenticated, Unreachable.
     """
     transport = await open_transport(api_key, url)
+    client = AsyncClient(transport, check_timeout(timeout, timeout))
     try:
-        yield AsyncClient(transport, check_timeout(timeout, timeout))
+        yield client
     finally:
-        await transport.close()
+        await _leave(client, transport)
 
 
 class Client:
@@ -94,22 +165,41 @@ class Client:
         self._loop = loop
         self._inner = AsyncClient(transport, timeout_s)
         self._closing = threading.Lock()
-        self._finalizer = weakref.finalize(self, _shut, loop, transport)
+        self._finalizer = weakref.finalize(self, _shut, loop, self._inner, transport)
 
-    def algo(self, reference: str) -> "Algo":
-        """An algorithm by its reference, `owner/name` or `owner/name/1.2.0`. Raises BadReference."""
-        return Algo(self, parse_reference(reference))
+    def algo(self, of: Operand) -> "Algo":
+        """What can be called: an algorithm by its reference `owner/name[/1.2.0]`, a decorated one, or a pipeline.
 
-    def call(self, reference: Reference, value: Any, timeout: float | None) -> Response:
-        """Run one algorithm; see `Algo.pipe`."""
+        Raises BadReference, and BadInput for a pipeline whose neighbours cannot fit, as far as the directory knows.
+        """
+        pipeline = value_of(of)
+        self.check(pipeline)
+        return Algo(self, pipeline)
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Compare the neighbours in a pipeline by what the directory says of them. Raises BadInput."""
+        if not isinstance(pipeline, Stage) and self._finalizer.alive:
+            self._loop.run(self._check(pipeline))  # the directory belongs to the loop's thread
+
+    def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
+        """Run a pipeline; see `Algo.pipe`."""
         if not self._finalizer.alive:
             raise errors.Unreachable("this client was closed")
-        return self._loop.run(self._inner.call(reference, value, timeout))
+        return self._loop.run(self._inner.call(pipeline, value, timeout))
+
+    def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Stream:
+        """Run a pipeline, part by part; see `Algo.stream`."""
+        if not self._finalizer.alive:
+            raise errors.Unreachable("this client was closed")
+        return Stream(self._inner.stream(pipeline, value, timeout), self._loop.begin, self)
 
     def close(self) -> None:
         """Let go of the connection; calls under way fail. Also done when the client is forgotten."""
         with self._closing:
             self._finalizer()
+
+    async def _check(self, pipeline: Pipeline) -> None:
+        self._inner.check(pipeline)
 
     def __enter__(self) -> Self:
         return self
@@ -118,25 +208,55 @@ class Client:
         self.close()
 
 
-class Algo:
-    """One algorithm of a Client."""
+class Algo(Handle):
+    """One algorithm, or pipeline, of a Client; composes with `|`, `&` and `.each()`."""
 
-    __slots__ = ("_client", "reference")
+    __slots__ = ("_client", "_pipeline")
 
-    def __init__(self, client: Client, reference: Reference) -> None:
+    def __init__(self, client: Client, pipeline: Pipeline) -> None:
         self._client = client
-        self.reference = reference
+        self._pipeline = pipeline
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that it runs."""
+        return self._pipeline
+
+    @property
+    def owner(self) -> Client:
+        """The client that it calls with."""
+        return self._client
+
+    def bound(self, pipeline: Pipeline) -> Self:
+        """Another pipeline of the same client. Raises BadInput."""
+        self._client.check(pipeline)
+        return type(self)(self._client, pipeline)
 
     def pipe(self, value: Any, *, timeout: float | None = None) -> Response:
         """Run the algorithm on `value`: text, bytes, JSON, an array, a dataclass, or another Response.
 
+        For a pipeline that begins with `.each()` it may be an iterator, asynchronous or not, whose items are read as
+        there is room for them; elsewhere an iterator is made a list first.
+
         timeout: seconds until the answer must be there, a cold start included; 300 by default.
         Raises MeshError; each kind of it says what to do.
         """
-        return self._client.call(self.reference, value, timeout)
+        return self._client.call(self._pipeline, value, timeout)
+
+    def stream(self, value: Any, *, timeout: float | None = None) -> Stream:
+        """Run the algorithm and iterate over what it gives while it runs: what it yields, the results of an `each`
+        at the pipeline's end, or its one result.
+
+            for part in algo.stream(value): ...
+
+        `value` as for `pipe`. The run begins with the first part asked for; a reader that takes its time holds up
+        the writer. Leaving early (`break`, `close`, `with`, or forgetting it) cancels the run.
+        timeout: seconds for all of it. Raises MeshError, also from the iteration.
+        """
+        return self._client.stream(self._pipeline, value, timeout)
 
     def __repr__(self) -> str:
-        return f"<algo {self.reference}>"
+        return f"<algo {self._pipeline!r}>"
 
 
 def client(api_key: str | None = None, url: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_S) -> Client:
@@ -178,16 +298,6 @@ def parse_reference(reference: str) -> Reference:
         raise errors.BadReference(str(error)) from error
 
 
-def encode_input(value: Any) -> content.Content:
-    """Encode what goes into a call; a Response goes on as it came."""
-    if isinstance(value, Response):
-        return value.content
-    try:
-        return content.encode(value)
-    except errors.BadOutput as error:
-        raise errors.BadInput(f"the input cannot travel: {error.message.replace('return ', 'send ')}") from error
-
-
 def check_timeout(timeout: float | None, default_s: float) -> float:
     """Seconds. Raises BadInput for what is not a positive number."""
     if timeout is None:
@@ -197,5 +307,12 @@ def check_timeout(timeout: float | None, default_s: float) -> float:
     return float(timeout)
 
 
-def _shut(loop: LoopThread, transport: Transport) -> None:
-    loop.finish(transport.close())
+def _shut(loop: LoopThread, inner: AsyncClient, transport: Transport) -> None:
+    loop.finish(_leave(inner, transport))
+
+
+async def _leave(client: AsyncClient, transport: Transport) -> None:
+    try:
+        await client.leave()
+    finally:
+        await transport.close()

@@ -2,16 +2,19 @@
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Any, Protocol
-
-import structlog
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from algomesh import clients, errors
+from algomesh.composing import Handle
+from algomesh.pipeline import Operand, Pipeline, Stage, value_of
+from algomesh.result_stream import AsyncStream, Stream, Tell
 from algomesh.transport import Origin
 
 if TYPE_CHECKING:
+    from algomesh.content import Content
     from algomesh.response import Response
-    from algomesh_broker.names import Reference
 
 
 class Host(Protocol):
@@ -20,9 +23,15 @@ class Host(Protocol):
     loop: asyncio.AbstractEventLoop
 
     async def call_child(
-        self, context: "RunContext", reference: "Reference", value: Any, timeout: float | None
+        self, context: "RunContext", pipeline: Pipeline, value: Any, timeout: float | None
     ) -> "Response":
         """Call on behalf of a run, which gives its slot back while it waits."""
+        ...
+
+    def stream_child(
+        self, context: "RunContext", pipeline: Pipeline, value: Any, timeout: float | None, told: Tell
+    ) -> "AsyncGenerator[Content, None]":
+        """The same, part by part; `told` gets the metadata at the end."""
         ...
 
 
@@ -52,6 +61,8 @@ class RunContext:
     @property
     def log(self) -> Any:
         """A logger whose lines carry run and algorithm."""
+        import structlog  # 0.1 s where rich is installed, and few runs log
+
         return structlog.get_logger().bind(run=self.run, algorithm=self.algorithm)
 
     @property
@@ -66,36 +77,73 @@ class ChildClient:
     def __init__(self, context: RunContext, host: Host | None) -> None:
         self._context, self._host = context, host
 
-    def algo(self, reference: str) -> "ChildAlgo":
-        """An algorithm by its reference; it must stand in this version's `calls`. Raises BadReference."""
-        return ChildAlgo(self._context, self._host, clients.parse_reference(reference))
+    def algo(self, of: Operand) -> "ChildAlgo":
+        """What the run may call: an algorithm by its reference, a decorated one, or a pipeline.
+
+        Each must stand in this version's `calls`. Raises BadReference.
+        """
+        return ChildAlgo(self._context, self._host, value_of(of))
 
 
-class ChildAlgo:
-    """One algorithm that a run may call."""
+class ChildAlgo(Handle):
+    """One algorithm, or pipeline, that a run may call; composes with `|`, `&` and `.each()`."""
 
-    def __init__(self, context: RunContext, host: Host | None, reference: "Reference") -> None:
-        self._context, self._host, self.reference = context, host, reference
+    def __init__(self, context: RunContext, host: Host | None, pipeline: Pipeline) -> None:
+        self._context, self._host, self._pipeline = context, host, pipeline
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that it runs."""
+        return self._pipeline
+
+    @property
+    def owner(self) -> RunContext:
+        """The run that it calls for."""
+        return self._context
+
+    def bound(self, pipeline: Pipeline) -> Self:
+        """Another pipeline of the same run."""
+        return type(self)(self._context, self._host, pipeline)
 
     def pipe(self, value: Any, *, timeout: float | None = None) -> Any:
         """Run it as a child: returns a Response in plain code, something to await in async code.
 
         While it waits, the run gives its slot back. Raises MeshError.
         """
-        if self._host is None:
-            return clients.client().algo(str(self.reference)).pipe(value, timeout=timeout)
+        of, host = self._pipeline, self._host
+        if host is None:
+            return clients.client().algo(of).pipe(value, timeout=timeout)
+        in_loop = self._is_in_loop(host)
+        work = host.call_child(self._context, of, value, timeout)
+        return work if in_loop else asyncio.run_coroutine_threadsafe(work, host.loop).result()
+
+    def stream(self, value: Any, *, timeout: float | None = None) -> Any:
+        """Run it as a child, part by part: something to iterate over, `async for` in async code.
+
+        While it waits for a part, the run gives its slot back. Leaving early cancels the child. Raises MeshError.
+        """
+        of, host, context = self._pipeline, self._host, self._context
+        if host is None:
+            return clients.client().algo(of).stream(value, timeout=timeout)
+        in_loop = self._is_in_loop(host)
+        parts = AsyncStream(lambda told: host.stream_child(context, of, value, timeout, told))
+        return parts if in_loop else Stream(parts, partial(asyncio.run_coroutine_threadsafe, loop=host.loop))
+
+    def _is_in_loop(self, host: Host) -> bool:
+        """Whether this is async code. Raises PermissionDenied where there is nothing to wait with."""
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
-            running = None
-        if running is self._host.loop and asyncio.current_task() is None:
+            return False
+        if running is host.loop and asyncio.current_task() is None:
             # A short plain function without `calls` runs inline; the broker would refuse its call anyway.
+            of = self._pipeline
+            declared = f"calls=[{of.target.algorithm!r}]" if isinstance(of, Stage) else "calls=[…]"
             raise errors.PermissionDenied(
-                f"it may not call {self.reference}; declare @algorithm(calls=[{self.reference.algorithm!r}])",
+                f"it may not call {of!r}; declare @algorithm({declared})",
                 stage=self._context.algorithm,
             )
-        work = self._host.call_child(self._context, self.reference, value, timeout)
-        return work if running is self._host.loop else asyncio.run_coroutine_threadsafe(work, self._host.loop).result()
+        return running is host.loop
 
 
 _current: contextvars.ContextVar[RunContext | None] = contextvars.ContextVar("algomesh_run", default=None)

@@ -6,11 +6,21 @@ The decorated object stays what it was for its own process: a plain callable tha
 import inspect
 import re
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
+from msgspec import structs
+
+from algomesh import streams
+from algomesh.batch import Batch, batch_of, check_outputs
+from algomesh.composing import Composable
+from algomesh.durations import parse_duration
 from algomesh.errors import BadReference
-from algomesh.signature import Signature, read_signature
+from algomesh.kinds import Face, kind_of, notation
+from algomesh.pipeline import Pipeline, stage_of
+from algomesh.signature import Signature, read_batch_signature, read_signature
 from algomesh_broker.errors import BadName
 from algomesh_broker.names import Reference, Version, VersionId
 from algomesh_broker.platform import Manifest, Options
@@ -19,29 +29,51 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi|Ti|K|M|G|T|)B?")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
+
+_decorated: Final[weakref.WeakValueDictionary[VersionId, Any]] = weakref.WeakValueDictionary()
 
 
-class Algorithm(Generic[P, R]):
-    """A function or class with a name, a version and options; call it as before.
+class Algorithm(Composable, Generic[P, R]):
+    """A function or class with a name, a version and options; call it as before, or compose it with `|` and `&`.
 
-    `version_id` and `options` are what the mesh sees; `signature` how it reads input.
+    `version_id` and `options` are what the mesh sees; `signature` how it reads input. Options of one stage of a
+    pipeline are given by `algomesh.stage(algorithm).options(…)`.
     """
 
     def __init__(self, target: Callable[P, R] | type, version_id: VersionId, options: Options) -> None:
         self.target = target
         self.version_id = version_id
-        self.options = options
         self.is_class = isinstance(target, type)
         self._body = _apply_of(target) if isinstance(target, type) else target
-        self.is_async = inspect.iscoroutinefunction(self._body)
-        self.signature: Signature = read_signature(self._body, method=self.is_class)
+        self.is_async = inspect.iscoroutinefunction(self._body) or inspect.isasyncgenfunction(self._body)
+        self.yields = streams.yields(self._body)
+        read = read_batch_signature if options.batch_max else read_signature
+        self.signature: Signature = read(self._body, method=self.is_class)
+        self.item_taken = streams.item_taken(self.signature.takes)
+        self.options = structs.replace(options, streams=self.yields, takes_parts=self.item_taken is not None)
+        if self.item_taken is not None and streams.is_async(self.signature.takes) != self.is_async:
+            wanted = "AsyncIterator" if self.is_async else "Iterator"
+            raise TypeError(f"{target.__qualname__} is {'' if self.is_async else 'not '}async; annotate {wanted}[…]")
+        if options.batch_max and (self.yields or self.item_taken is not None):
+            raise TypeError(f"{target.__qualname__} takes or yields parts, and batch=… wants lists of whole values")
         self._loaded: Callable[P, R] | None = None if isinstance(target, type) else target
         self._loading = threading.Lock()
         self.__doc__, self.__module__ = target.__doc__, target.__module__
         self.__name__, self.__qualname__ = target.__name__, target.__qualname__
+        _decorated[version_id] = self
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stage that this very version is."""
+        return stage_of(self)
+
+    @cached_property
+    def face(self) -> Face:
+        """What it takes and gives, as its neighbours in a pipeline see it."""
+        name = str(self.version_id)
+        taken = kind_of(self.signature.takes, name)
+        return Face((taken,) if taken.notation else (), kind_of(self.signature.gives, name, given=True))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the code here, without a mesh."""
@@ -60,6 +92,17 @@ class Algorithm(Generic[P, R]):
         assert self._loaded is not None
         return self._loaded
 
+    def run_one(self, value: Any) -> Any:
+        """Run the code here on one input, for one output, whether it takes batches or not; async code's is awaitable.
+
+        Raises what the code raises, and BadOutput for a batch of one that does not return one output.
+        """
+        function: Any = self.loaded()
+        if not self.options.batch_max:
+            return function(value)
+        outputs = function([value])
+        return _only(outputs) if inspect.isawaitable(outputs) else check_outputs(outputs, 1)[0]
+
     @property
     def description(self) -> str:
         """The first line of the docstring."""
@@ -77,6 +120,8 @@ class Algorithm(Generic[P, R]):
             input_schema=self.signature.input_schema,
             output_schema=self.signature.output_schema,
             requirements=list(requirements),
+            takes=notation(self.signature.takes),
+            gives=notation(self.signature.gives, given=True),
         )
 
     def __repr__(self) -> str:
@@ -97,6 +142,7 @@ def algorithm(
     retry: bool | int = True,
     calls: Sequence[str] = (),
     preload: Sequence[str] = (),
+    batch: Batch | int | None = None,
 ) -> Callable[[Callable[P, R]], Algorithm[P, R]]:
     """Make an algorithm of a function of one argument, or of a class with `load()` and `apply(x)`.
 
@@ -111,10 +157,14 @@ def algorithm(
     retry: whether a run whose instance died may be repeated (True: 3 attempts; a number: so many).
     calls: what it may call, `owner/name` or `owner/*`.
     preload: heavy modules to be imported before it is forked, such as `["torch"]`.
+    batch: run up to so many calls together; the code then takes a list and returns one, its callers single values.
 
     Raises BadReference for the name or version, TypeError or ValueError for an option.
     """
     version_id = _version_id(name, version)
+    together = batch_of(batch)
+    if together and calls:
+        raise ValueError("a batch runs for several callers and cannot call on behalf of one; leave out calls or batch")
     options = Options(
         gpu=_gpu(gpu),
         memory_bytes=parse_memory(memory),
@@ -126,12 +176,25 @@ def algorithm(
         attempts=3 if retry is True else 1 if retry is False else _count("retry", retry, 1, 100),
         calls=[_pattern(pattern) for pattern in _strings("calls", calls)],
         preload=sorted(set(_strings("preload", preload))),
+        batch_max=together.max if together else 0,
+        batch_wait_ms=float(together.wait_ms) if together else 0.0,
     )
 
     def decorate(target: Callable[P, R]) -> Algorithm[P, R]:
         return Algorithm(target, version_id, options)
 
     return decorate
+
+
+def find_algorithm(reference: Reference) -> Algorithm[Any, Any] | None:
+    """The decorated object that a reference means in this process: the newest version that fits, None if none does."""
+    fitting = [
+        version_id
+        for version_id in list(_decorated)
+        if (version_id.owner, version_id.name) == reference[:2]
+        and f"{version_id.version}.".startswith(f"{reference.version}." if reference.version else "")
+    ]
+    return _decorated.get(max(fitting)) if fitting else None
 
 
 def parse_memory(text: str | int | None) -> int | None:
@@ -145,13 +208,8 @@ def parse_memory(text: str | int | None) -> int | None:
     return size
 
 
-def parse_duration(option: str, value: float | str) -> float:
-    """Seconds of `90`, `"90s"`, `"5m"`, `"2h"`. Raises ValueError."""
-    match = _DURATION.fullmatch(str(value).strip())
-    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if not 0 < seconds <= 7 * 86400:
-        raise ValueError(f"{option}={value!r} is not a duration; write seconds or '5m', at most 168h")
-    return seconds
+async def _only(outputs: Awaitable[Any]) -> Any:
+    return check_outputs(await outputs, 1)[0]
 
 
 def _apply_of(target: type) -> Callable[..., Any]:

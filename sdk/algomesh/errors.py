@@ -16,6 +16,8 @@
     ├── MemoryExceeded      422  memory_exceeded     it took more memory than its version declares
     ├── DepthExceeded       422  depth_exceeded      algorithms call one another too deeply
     ├── BadProject          422  bad_project         what was to be published is not an algorithm
+    ├── BudgetExceeded      422  budget_exceeded     one call led to too many others
+    ├── ClaimGone           410  claim_gone          a payload that was put aside has expired
     ├── Overloaded          429  overloaded          too many calls wait already
     ├── InstanceLost        503  instance_lost       the instance died, and the run may not be repeated
     ├── NoCapacity          503  no_capacity         no machine has room for an instance
@@ -23,7 +25,8 @@
     ├── DeadlineExceeded    504  deadline_exceeded   the caller's time was over
     └── RunTimeout          504  timeout             the algorithm took longer than its own timeout
 
-`code` is the word on the wire, `status` the HTTP status, `stage` the `owner/name/version` that failed.
+`code` is the word on the wire, `status` the HTTP status, `stage` the `owner/name/version` that failed, `branch` the
+branches of a fan-out and the items of an `each` that it failed in, outermost first.
 `str()` is a sentence.
 """
 
@@ -41,9 +44,11 @@ class MeshError(Exception):
         self.message = message
         self.stage = stage
         self.error_type = error_type or type(self).__name__
+        self.branch: list[str] = []
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.message}" if self.stage and self.stage not in self.message else self.message
+        text = f"{self.stage}: {self.message}" if self.stage and self.stage not in self.message else self.message
+        return f"{' › '.join(self.branch)} › {text}" if self.branch else text
 
 
 class BadReference(MeshError, ValueError):
@@ -134,6 +139,18 @@ class BadProject(MeshError):
     """A folder or file that was to be published holds no algorithm, or describes it wrongly."""
 
     code, status = "bad_project", 422
+
+
+class BudgetExceeded(MeshError):
+    """One call has led to more runs than a root run may: a recursion that does not end, most likely."""
+
+    code, status = "budget_exceeded", 422
+
+
+class ClaimGone(MeshError):
+    """A payload that was too large for a message has expired, or was deleted, before it was read."""
+
+    code, status = "claim_gone", 410
 
 
 class Overloaded(MeshError):

@@ -2,47 +2,60 @@
 
 One `Lane` belongs to one connection and one caller. It subscribes its answers once, keeps a table of
 pending calls, and has one timer for all their deadlines. Everything it promises to a caller is in
-`Lane.call`; what it decides about one call is in pending.py.
+`Lane.call`; what it decides about one call is in pending.py. A chain of a pipeline is one call, whose
+answer comes from its last stage.
 """
 
 import asyncio
 import itertools
-import math
 import secrets
 import time
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
-import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
 from algomesh import errors
+from algomesh.chain import ANYWHERE, Chain, chain_of_call
+from algomesh.claiming import Claims, is_large
 from algomesh.content import Content
+from algomesh.fleet_watch import FleetWatch
+from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream_refusal
 from algomesh.pending import PARKED, RUNNING, SENT, Pending
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
 from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
+from algomesh_observability.logger import get_logger
 
-log = structlog.get_logger("algomesh.lane")
+log = get_logger("algomesh.lane")
 
-_SUBJECT_FULL: Final = 10077
-UNAVAILABLE: Final = 10008
 _HOMELESS_S: Final = 5.0
-_HOMELESS_RETRY_S: Final = 0.1
-_HOST_SILENT_S: Final = 3.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """What to call, with what, on whose behalf; `deadline` is the loop's time."""
+    """What to call, with what, on whose behalf; `deadline` is the loop's time.
+
+    A chain of a pipeline has its `grant`, its first step `at`, and `chain`, what is known of the rest; `is_hop`
+    when it is sent by an instance that hands over, and needs no right to call.
+    """
 
     version: VersionId
     content: Content
     deadline: float
-    attempts: int
+    attempts: int = 3
+    chain: Chain | None = None
+    grant: bytes = b""
+    at: int = ANYWHERE
+    is_hop: bool = False
+    is_near: bool = True
+    credit: int = 0
+    on_part: Callable[[messages.Part], None] | None = None
+    on_progress: Callable[[messages.Running], None] | None = None
     run: str
     root: str
     parent: str
@@ -63,8 +76,10 @@ class Lane:
         self._pending: dict[str, Pending] = {}
         self._ids = itertools.count(1)
         self._free_ids: list[str] = []
-        self._subjects: dict[VersionId, str] = {}
-        self._host_beats: dict[str, float] = {}
+        self._chains: dict[VersionId, tuple[str, Chain]] = {}
+        self._fleet = FleetWatch(connection, self)
+        self.claims = Claims(connection)
+        self._tail = len(self._caller) + len(session) + 2
         self._sweeping: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -73,7 +88,7 @@ class Lane:
         lane = cls(connection, secrets.token_hex(5))
         replies = subjects.replies_to(lane._caller, lane._session)
         connection.join(replies, lane._on_reply)
-        await connection.subscribe(subjects.HOST_BEATS, lane._on_host_beat)
+        await lane._fleet.open()
         connection.on_forbidden.append(lane._on_forbidden)
         connection.on_reconnect.append(lane._on_reconnect)
         return lane
@@ -94,6 +109,8 @@ class Lane:
         Raises the MeshError that the call ended in; a call always ends by `order.deadline`. When the
         waiting task is cancelled, the run is cancelled too.
         """
+        if is_large(order.content):
+            order = replace(order, content=await self.keep(order.content, order.deadline, order.run))
         pending, call_id = self._register(order)
         try:
             self._send(pending, codec.encode(pending.call))
@@ -108,13 +125,37 @@ class Lane:
             raise errors.Unreachable(str(error), stage=str(order.version)) from error
         finally:
             del self._pending[call_id]
+            self.claims.forget(order.run)
             if pending.is_over_cleanly:
                 self._free_ids.append(call_id)
+
+    @property
+    def host(self) -> str:
+        """The machine that this process and all instances are on; nothing when they are on several."""
+        return self._fleet.shared_host()
+
+    async def keep(self, content: Content, deadline: float, owner: Hashable) -> Content:
+        """Put a large content aside, for instances to fetch; see `Claims.store`."""
+        return await self.claims.store(content, deadline, owner, self.host)
+
+    def release(self, writers: Iterable[str], root: str) -> None:
+        """Tell the instances that wrote claims for a root run that everything has been read."""
+        forget = codec.encode(messages.Forget(root=root))
+        for instance in writers:
+            if self._connection.is_connected:
+                self._connection.publish(subjects.control(instance, self._caller), forget)
+
+    def give_credit(self, part: messages.Part, upto: int) -> None:
+        """Tell the instance that sent `part` that there is room for parts below `upto`."""
+        if self._connection.is_connected:
+            credit = messages.Credit(run=part.run, attempt=part.attempt, upto=upto, at=part.at)
+            self._connection.publish(subjects.control(part.instance, self._caller), codec.encode(credit))
 
     def close(self) -> None:
         """Fail what is still pending."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+        self.claims.close()
         for pending in self._pending.values():
             pending.fail(errors.Unreachable("the client was closed", stage=str(pending.version)))
 
@@ -122,10 +163,7 @@ class Lane:
 
     def _register(self, order: Order) -> tuple[Pending, str]:
         version = order.version
-        subject = self._subjects.get(version)
-        if subject is None:
-            self._connection.join(subjects.fleet(version), self._on_fleet)
-            subject = self._subjects[version] = subjects.call(version, self._caller)
+        subject, chain = self._facts(order)
         call_id = self._take_id()
         call = messages.Call(
             run=order.run,
@@ -141,17 +179,38 @@ class Lane:
             detail=order.content.detail,
             payload=memoryview(order.content.payload),
             traceparent=order.traceparent,
+            grant=order.grant,
+            at=order.at,
+            reply_to=self._caller if order.is_hop else "",
+            credit=order.credit,
+            is_near=order.is_near and self.host != "",
         )
         if order.content.size_bytes > self._connection.max_payload - _MARGIN_BYTES:
             limit = self._connection.max_payload - _MARGIN_BYTES
             raise errors.PayloadTooLarge(
                 f"{PayloadTooLarge(order.content.size_bytes, limit)}; {_LARGE}", stage=str(version)
             )
-        pending = Pending(version, call, subject, order.deadline, order.attempts, self._loop.create_future())
+        pending = Pending(version, call, subject, order.deadline, chain, self._loop.create_future())
+        pending.on_part, pending.on_progress = order.on_part, order.on_progress
         self._pending[call_id] = pending
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_sweep_every_s(1), self._sweep)
         return pending, call_id
+
+    def _facts(self, order: Order) -> tuple[str, Chain]:
+        """Where the call goes, and what is to be known of its chain; kept where it is always the same."""
+        version = order.version
+        if order.chain is None:
+            known = self._chains.get(version)
+            if known is None:
+                self._fleet.watch(version)
+                known = subjects.call(version, self._caller), chain_of_call(version, order.attempts)
+                self._chains[version] = known
+            return known
+        for stage in order.chain.stages.values():
+            self._fleet.watch(stage)
+        address = subjects.hop if order.is_hop else subjects.call
+        return address(version, self._caller), order.chain
 
     def _take_id(self) -> str:
         """A call's number, used again and again: nats-server caches what it knows of a subject, and few are enough."""
@@ -159,7 +218,7 @@ class Lane:
 
     def _send(self, pending: Pending, envelope: bytes) -> None:
         """Publish on the live lane; while the server is away, the reconnect will send it."""
-        pending.state, pending.instance = SENT, ""
+        pending.state, pending.instance, pending.at = SENT, "", pending.call.at
         if self._connection.is_connected:
             reply = subjects.no_responders(self._caller, self._session, pending.call.call)
             self._connection.publish(pending.subject, envelope, reply)
@@ -168,14 +227,17 @@ class Lane:
         """Nobody is there: leave it with the stream, and say that somebody waits."""
         if pending.parked_at == 0.0:
             pending.parked_at = self._loop.time()
-        pending.state, pending.was_parked = PARKED, True
-        reply = subjects.no_responders(self._caller, self._session, pending.call.call)
-        left_s = max(1, math.ceil(pending.deadline - self._loop.time()))
-        envelope = self._envelope(pending)
-        self._connection.publish(subjects.park(pending.subject), envelope, reply, {"Nats-TTL": f"{left_s}s"})
-        call = pending.call
-        demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
-        self._connection.publish(subjects.demand(pending.version, self._caller), codec.encode(demand))
+        pending.state, pending.was_parked, pending.at = PARKED, True, pending.call.at
+        park(
+            self._connection,
+            pending.subject,
+            self._envelope(pending),
+            subjects.no_responders(self._caller, self._session, pending.call.call),
+            pending.deadline - self._loop.time(),
+            version=pending.version,
+            demander=self._caller,
+            call=pending.call,
+        )
 
     def _park_later(self, pending: Pending) -> None:
         """There is no stream: a server that has just started has none until the launcher has seen to it."""
@@ -185,7 +247,7 @@ class Lane:
             hint = "nothing starts instances here: is `algomesh up` (or a launcher) running?"
             pending.fail(errors.Unreachable(hint, stage=str(pending.version)))
         else:
-            self._loop.call_later(_HOMELESS_RETRY_S, self._park_again, pending)
+            self._loop.call_later(RETRY_S, self._park_again, pending)
 
     def _park_again(self, pending: Pending) -> None:
         if pending.state == PARKED and not pending.future.done() and self._connection.is_connected:
@@ -200,12 +262,15 @@ class Lane:
         return max(1, int((deadline - self._loop.time()) * 1000))
 
     def _again(self, pending: Pending) -> None:
+        if pending.parts:
+            pending.fail(pending.cut())
+            return
         pending.call = replace(pending.call, attempt=pending.call.attempt + 1)
         self._send(pending, self._envelope(pending))
 
     def _cancel(self, pending: Pending) -> None:
         if pending.instance and self._connection.is_connected:
-            cancel = messages.Cancel(run=pending.call.run, attempt=pending.call.attempt)
+            cancel = messages.Cancel(run=pending.call.run, attempt=pending.call.attempt, at=pending.at)
             self._connection.publish(subjects.control(pending.instance, self._caller), codec.encode(cancel))
 
     def _tell(self, pending: Pending, state: messages.RunState, error: str) -> None:
@@ -232,13 +297,17 @@ class Lane:
     # Hearing
 
     def _on_reply(self, message: Message) -> None:
-        pending = self._pending.get(message.subject.rpartition(".")[2])
+        subject = message.subject
+        call_id = subject.rpartition(".")[2]
+        pending = self._pending.get(call_id)
         if pending is None:
+            if not subject.startswith("reply.none."):
+                self._on_late_reply(message)
             return
-        if message.subject.startswith("reply.none."):
+        if subject.startswith("reply.none."):
             self._on_server_word(pending, message)
             return
-        if not message.subject.startswith(pending.answer_prefix):
+        if subject[: -self._tail - len(call_id)] not in pending.chain.answerers:
             log.warning("foreign_answer_ignored", subject=message.subject, algorithm=str(pending.version))
             return
         try:
@@ -251,20 +320,37 @@ class Lane:
         match reply:
             case messages.Result():
                 if pending.parked_at:
-                    pending.taken(reply.instance, reply.ready_ms, self._loop.time())
+                    pending.taken(reply.instance, reply.ready_ms, self._loop.time(), reply.at)
                 if not pending.future.done():
                     pending.future.set_result(reply)
             case messages.Failure():
                 stage = reply.stage or str(pending.version)
-                pending.fail(errors.of_code(reply.code, reply.message, stage=stage, error_type=reply.error_type))
+                failure = errors.of_code(reply.code, reply.message, stage=stage, error_type=reply.error_type)
+                failure.branch = reply.branch
+                pending.fail(failure)
             case messages.Running():
-                pending.taken(reply.instance, reply.ready_ms, self._loop.time())
+                pending.taken(reply.instance, reply.ready_ms, self._loop.time(), reply.at)
                 if pending.on_progress is not None:
                     pending.on_progress(reply)
+            case messages.Part():
+                if pending.on_part is not None and reply.attempt == pending.call.attempt:
+                    pending.taken(reply.instance, 0, self._loop.time(), reply.at)
+                    pending.parts += 1
+                    pending.on_part(reply)
             case messages.Parked():
-                if pending.state == SENT:
-                    pending.state, pending.was_parked = PARKED, True
-                    pending.parked_at = pending.parked_at or self._loop.time()
+                pending.waits(reply.at, self._loop.time())
+            case messages.HandedOver():
+                pending.moved(reply.at)
+
+    def _on_late_reply(self, message: Message) -> None:
+        """Word of a call that is over: who still runs it is told so; a chain between two steps could not be."""
+        try:
+            reply = codec.decode_reply(message.data)
+        except BadMessage:
+            return
+        if isinstance(reply, messages.Running | messages.Part) and self._connection.is_connected:
+            cancel = messages.Cancel(run=reply.run, attempt=reply.attempt, at=reply.at)
+            self._connection.publish(subjects.control(reply.instance, self._caller), codec.encode(cancel))
 
     def _on_server_word(self, pending: Pending, message: Message) -> None:
         """No responders for a live call, or the stream's answer to a parked one."""
@@ -294,26 +380,24 @@ class Lane:
                 form = f"call:{pending.version.algorithm}" if self._caller.startswith("k~") else "@algorithm(calls=[…])"
                 pending.fail(errors.PermissionDenied(f"{what}; {hint} {form}", stage=str(pending.version)))
 
-    def _on_fleet(self, message: Message) -> None:
-        try:
-            word = codec.decode_fleet(message.data)
-            tokens = message.subject.split(".")
-            version = VersionId.of_tokens(*tokens[1:4])
-        except (BrokerError, TypeError) as error:
-            log.warning("fleet_message_ignored", subject=message.subject, error=str(error))
-            return
-        if isinstance(word, messages.Death):
-            self._mourn(version, word)
-        elif isinstance(word, messages.Unable):
-            for pending in list(self._pending.values()):
-                if pending.version == version and pending.state == PARKED:
-                    pending.fail(errors.of_code(word.code, word.message, stage=str(version)))
-                    self._tell(pending, "refused", word.code)
-
-    def _mourn(self, version: VersionId, death: messages.Death) -> None:
+    def on_death(self, version: VersionId, death: messages.Death) -> None:
+        """An instance is gone: what it had is sent again, or fails."""
         for pending in list(self._pending.values()):
-            if pending.version == version and pending.may_have_died_with(death.instance, death.reason):
+            if pending.may_have_died_with(version, death.instance, death.reason):
                 self._lose(pending, death.reason, death.detail)
+
+    def on_unable(self, version: VersionId, unable: messages.Unable) -> None:
+        """No instance will come for what is parked."""
+        for pending in list(self._pending.values()):
+            if pending.waits_for(version):
+                pending.fail(errors.of_code(unable.code, unable.message, stage=str(version)))
+                self._tell(pending, "refused", unable.code)
+
+    def on_host_lost(self, launcher: str) -> None:
+        """Every instance of this launcher is gone; who has heard nothing may have been there too."""
+        for pending in list(self._pending.values()):
+            if pending.state == SENT or (pending.state == RUNNING and pending.instance.startswith(f"{launcher}-")):
+                self._lose(pending, "host_lost", "its launcher has gone")
 
     def _lose(self, pending: Pending, reason: str, detail: str) -> None:
         if pending.future.done():
@@ -334,27 +418,10 @@ class Lane:
         else:
             pending.state = SENT  # the reconnect will send it
 
-    def _on_host_beat(self, message: Message) -> None:
-        try:
-            beat = codec.decode_host_beat(message.data)
-        except BadMessage:
-            return
-        if beat.alive:
-            self._host_beats[beat.launcher] = self._loop.time()
-        else:
-            self._host_beats.pop(beat.launcher, None)
-            self._lose_host(beat.launcher)
-
-    def _lose_host(self, launcher: str) -> None:
-        """Every instance of this launcher is gone; who has heard nothing may have been there too."""
-        for pending in list(self._pending.values()):
-            if pending.state == SENT or (pending.state == RUNNING and pending.instance.startswith(f"{launcher}-")):
-                self._lose(pending, "host_lost", "its launcher has gone")
-
     def _on_reconnect(self) -> None:
         """The server may have lost what was in flight and what was parked: send both again."""
         now = self._loop.time()
-        self._host_beats = dict.fromkeys(self._host_beats, now)
+        self._fleet.forgive()
         for pending in list(self._pending.values()):
             if pending.state == RUNNING:
                 pending.doubted_at = now
@@ -365,10 +432,7 @@ class Lane:
         """One timer for every deadline and every silence."""
         now = self._loop.time()
         self._sweeping = None
-        for launcher, beat_at in list(self._host_beats.items()):
-            if now - beat_at > _HOST_SILENT_S and self._connection.is_connected:
-                del self._host_beats[launcher]
-                self._lose_host(launcher)
+        self._fleet.sweep(now)
         for pending in list(self._pending.values()):
             if now >= pending.deadline:
                 self._expire(pending)
@@ -388,21 +452,6 @@ class Lane:
                 _EXPIRED[pending.state].format(instance=pending.instance), stage=str(pending.version)
             )
         )
-
-
-def stream_refusal(data: bytes | memoryview) -> tuple[int, str] | None:
-    """The err_code and the description of a PubAck that is a refusal, else None."""
-    ack = codec.decode_puback(data)
-    return None if ack.error is None else (ack.error.err_code, ack.error.description)
-
-
-def refused_parking(err_code: int, description: str, stage: str) -> errors.MeshError:
-    """What a refused PubAck means to the caller."""
-    if err_code == _SUBJECT_FULL:
-        return errors.Overloaded(
-            "1,000 of your calls wait for it already; send fewer at once, or try again later", stage=stage
-        )
-    return errors.Overloaded(f"the mesh cannot park the call: {description}; try again later", stage=stage)
 
 
 def _sweep_every_s(pending: int) -> float:

@@ -22,12 +22,19 @@ class LoopThread:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("a sync client was called from its own loop; use algomesh.connect() in async code")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.begin(work)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        """Run `work` on the loop without waiting for it. Raises RuntimeError when the loop has ended."""
+        if not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("this loop has ended")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def finish(self, work: Coroutine[Any, Any, None], within_s: float = 2.0) -> None:
         """Run a last piece of work, then stop."""

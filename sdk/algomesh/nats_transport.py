@@ -1,21 +1,32 @@
 """Calls straight over NATS."""
 
 import asyncio
-import random
 import time
-from typing import Self
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
+from typing import Final, Self
 
 from algomesh import errors
+from algomesh.allowance import Allowance
+from algomesh.compiling import compile_route
+from algomesh.conducting import Conductor, Tally, Trip
 from algomesh.content import Content
+from algomesh.granting import Grants, needs_grant
 from algomesh.lane import Lane, Order
+from algomesh.leasing import Leases
+from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
-from algomesh.transport import DEEPEST, Origin
+from algomesh.transport import DEEPEST, Input, Origin
 from algomesh_broker.connection import Connection
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
-from algomesh_broker.identity import Identity
-from algomesh_broker.names import Reference
+from algomesh_broker.identity import Identity, is_instance_token
+from algomesh_broker.messages import ContentType, VersionEntry
+from algomesh_broker.names import VersionId
+from algomesh_broker.route import Route
 from algomesh_observability.tracing import traceparent
+
+_MOST_KNOWN: Final = 1024
 
 
 class NatsTransport:
@@ -27,8 +38,11 @@ class NatsTransport:
         self.directory = directory
         self._caller = connection.identity.caller
         self._loop = asyncio.get_running_loop()
-        # Its own: a program may seed the common one, and two runs must never have one id.
-        self._random = random.Random()  # noqa: S311  # an id is a name, no secret
+        self.conductor = Conductor(lane, Leases(connection))
+        token = connection.identity.token or ""
+        self._grants = Grants(connection, token if is_instance_token(token) else "")
+        self._routes: dict[Pipeline, Route] = {}
+        directory.on_change.append(lambda _: self._routes.clear())
 
     @classmethod
     async def open(cls, url: str, identity: Identity, *, timeout_s: float = 5.0, name: str = "sdk") -> Self:
@@ -44,30 +58,31 @@ class NatsTransport:
             raise
 
     @classmethod
-    async def over(cls, connection: Connection) -> Self:
-        """Use a connection that is there already. Raises Unreachable, PermissionDenied."""
+    async def over(cls, connection: Connection, lane: Lane | None = None) -> Self:
+        """Use a connection, and a lane, that is there already. Raises Unreachable, PermissionDenied."""
         try:
-            return cls(connection, await Lane.open(connection), await Directory.open(connection))
+            return cls(connection, lane or await Lane.open(connection), await Directory.open(connection))
         except BrokerError as error:
             raise translate(error) from error
 
-    async def call(self, reference: Reference, content: Content, timeout_s: float, origin: Origin | None) -> Response:
-        """Run one algorithm. Raises MeshError; ends within `timeout_s` seconds."""
+    async def call(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
+        """Run a pipeline, every version resolved now. Raises MeshError; ends within `timeout_s` seconds."""
+        if isinstance(pipeline, Stage) and pipeline.is_plain:
+            try:
+                version, entry = self.directory.resolve(pipeline.target)
+            except BrokerError as error:
+                raise translate(error) from error
+            if not entry.pipeline:
+                return await self._call_one(version, entry, content, timeout_s, origin)
+        return await self._travel(pipeline, content, timeout_s, origin)
+
+    async def _call_one(
+        self, version: VersionId, entry: VersionEntry, content: Content, timeout_s: float, origin: Origin | None
+    ) -> Response:
+        """One algorithm: no route, no token."""
         began = time.perf_counter()
-        try:
-            version, entry = self.directory.resolve(reference)
-        except BrokerError as error:
-            raise translate(error) from error
-        run = f"{self._random.getrandbits(128):032x}"
-        deadline = self._loop.time() + timeout_s
-        if origin is None:
-            root, parent, root_caller, depth, budget = run, "", self._caller, 0, 10_000
-        else:
-            root, parent, root_caller = origin.root, origin.run, origin.root_caller
-            depth, budget = origin.depth + 1, origin.budget
-            deadline = min(deadline, origin.deadline)
-            if depth > DEEPEST:
-                raise errors.DepthExceeded(f"{DEEPEST} algorithms called one another in a row", stage=str(version))
+        run = self.conductor.new_run()
+        root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, str(version))
         result, pending = await self.lane.call(
             Order(
                 version=version,
@@ -79,14 +94,17 @@ class NatsTransport:
                 parent=parent,
                 root_caller=root_caller,
                 depth=depth,
-                budget=budget,
+                budget=await self.conductor.budget(allowance, 1),
                 traceparent=traceparent(root, run),
             )
         )
+        output = await self._read(
+            Content(result.content_type, result.detail, result.payload), result.writers, root, deadline
+        )
         return Response(
-            Content(result.content_type, result.detail, result.payload),
+            output,
             Metadata(
-                content_type=result.content_type,
+                content_type=output.content_type,
                 duration=time.perf_counter() - began,
                 run_id=run,
                 version=result.version,
@@ -98,6 +116,90 @@ class NatsTransport:
                 instance=result.instance,
             ),
         )
+
+    async def _travel(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
+        """Several: by a route, under its token."""
+        began = time.perf_counter()
+        trip, run = await self._trip(pipeline, timeout_s, origin)
+        tally = Tally()
+        output = await self.conductor.run(trip, 0, content, tally, run)
+        output = await self._read(output, tally.writers, trip.root, trip.deadline)
+        return Response(output, tally.metadata(output.content_type, time.perf_counter() - began, run))
+
+    async def stream(
+        self,
+        pipeline: Pipeline,
+        items: Input,
+        timeout_s: float,
+        origin: Origin | None,
+        told: Callable[[Metadata], None],
+    ) -> AsyncGenerator[Content, None]:
+        """Run a pipeline and give its parts as they come; see `Transport.stream`."""
+        began = time.perf_counter()
+        trip, run = await self._trip(pipeline, timeout_s, origin)
+        tally = Tally()
+        kind: ContentType = "json"
+        async with aclosing(self.conductor.stream(trip, items, tally, run)) as parts:
+            async for part in parts:
+                whole = await self.lane.claims.load(part, trip.deadline)
+                kind = whole.content_type
+                yield whole
+        if tally.writers:
+            self.lane.release(tally.writers, trip.root)
+        told(tally.metadata(kind, time.perf_counter() - began, run))
+
+    async def _read(self, output: Content, writers: Collection[str], root: str, deadline: float) -> Content:
+        """An output as it really is; those who kept parts of it need not any more."""
+        output = await self.lane.claims.load(output, deadline)
+        if writers:
+            self.lane.release(writers, root)
+        return output
+
+    async def _trip(self, pipeline: Pipeline, timeout_s: float, origin: Origin | None) -> tuple[Trip, str]:
+        """Everything a journey needs, and the id of its run."""
+        route = self._route(pipeline)
+        run = self.conductor.new_run()
+        root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, "")
+        granted = None
+        if needs_grant(route):
+            granted = self._grants.known(route, timeout_s) or await self._grants.fetch(route, timeout_s)
+        trip = Trip(
+            granted=granted,
+            route=route,
+            root=root,
+            parent=parent,
+            root_caller=root_caller,
+            deadline=deadline,
+            depth=depth,
+            allowance=allowance,
+        )
+        return trip, run
+
+    def _route(self, pipeline: Pipeline) -> Route:
+        """The pipeline with every version resolved; made once for as long as the directory stays as it is."""
+        route = self._routes.get(pipeline)
+        if route is None:
+            try:
+                route = compile_route(pipeline, self.directory.resolve)
+            except BrokerError as error:
+                raise translate(error) from error
+            if len(self._routes) >= _MOST_KNOWN:
+                self._routes.clear()
+            self._routes[pipeline] = route
+        return route
+
+    def _origin(
+        self, run: str, timeout_s: float, origin: Origin | None, stage: str
+    ) -> tuple[str, str, str, int, Allowance | None, float]:
+        """Root, parent, root caller, depth, allowance and deadline of a call. Raises DepthExceeded."""
+        deadline = self._loop.time() + timeout_s
+        if origin is None:
+            return run, "", self._caller, 0, None, deadline
+        depth = origin.depth + 1
+        if depth > DEEPEST:
+            raise errors.DepthExceeded(f"{DEEPEST} algorithms called one another in a row", stage=stage)
+        allowance = origin.allowance or Allowance(origin.root, origin.budget)
+        return origin.root, origin.run, origin.root_caller, depth, allowance, min(deadline, origin.deadline)
 
     async def close(self) -> None:
         """Let go of the connection; calls under way fail."""

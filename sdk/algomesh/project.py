@@ -1,8 +1,8 @@
-"""A project that can be published: a folder with algorithms in it, or one file.
+"""A project that can be published: a folder with algorithms or named pipelines in it, or one file.
 
 A folder may have a pyproject.toml: `[project] dependencies` are what it needs, `[tool.algomesh] modules` where
-its algorithms are (else every top-level module that uses @algorithm), `[tool.algomesh] exclude` what stays at
-home. One file may carry its dependencies as PEP 723 inline metadata.
+its algorithms are (else every top-level module that uses @algorithm, or has a variable that is `named(…)`),
+`[tool.algomesh] exclude` what stays at home. One file may carry its dependencies as PEP 723 inline metadata.
 Source: https://packaging.python.org/en/latest/specifications/inline-script-metadata/
 """
 
@@ -46,9 +46,9 @@ def read_project(path: str | Path) -> Project:
 
 def _read_file(file: Path) -> Project:
     if file.suffix != ".py":
-        raise BadProject(f"{file.name} is not a .py file; publish a folder, or one .py file")
+        raise BadProject(f"{file.name} is not a .py file; publish a folder, one .py file, or a pipeline's .json file")
     if not _uses_algorithm(file):
-        raise BadProject(f"{file.name} has no @algorithm in it")
+        raise BadProject(f"{file.name} has no @algorithm and no named pipeline in it")
     return Project(file.parent, [Path(file.name)], [_module_name(file)], _script_requirements(file))
 
 
@@ -67,7 +67,7 @@ def _read_folder(folder: Path) -> Project:
         modules += [file.parent.name for file in packages if _uses_algorithm(file)]
     if not modules:
         raise BadProject(
-            f"{folder.name} has no algorithm in it: no top-level .py file uses @algorithm. "
+            f"{folder.name} has no algorithm in it: no top-level .py file uses @algorithm, or names a pipeline. "
             'Write one, or name its module in pyproject.toml: [tool.algomesh] modules = ["my_module"]'
         )
     return Project(folder, files, modules, requirements)
@@ -138,20 +138,29 @@ def _walk(folder: Path, top: Path, exclude: list[str], count: int = 0) -> Iterat
 
 
 def _uses_algorithm(file: Path) -> bool:
-    """Whether a module decorates something with @algorithm, by its syntax alone: it is not imported here."""
+    """Whether a module decorates something with @algorithm or names a pipeline, by its syntax alone: nothing is
+    imported here."""
     try:
         tree = ast.parse(file.read_bytes(), file.name)
     except (SyntaxError, ValueError) as error:
         raise BadProject(f"{file.name} is not Python: {error}") from error
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            for decorator in node.decorator_list:
-                called = decorator.func if isinstance(decorator, ast.Call) else decorator
-                if (isinstance(called, ast.Name) and called.id == "algorithm") or (
-                    isinstance(called, ast.Attribute) and called.attr == "algorithm"
-                ):
-                    return True
-    return False
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and any(
+            _is_use_of("algorithm", decorator) for decorator in node.decorator_list
+        ):
+            return True
+    return any(
+        isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call)
+        and _is_use_of("named", node.value)
+        for node in tree.body
+    )  # fmt: skip
+
+
+def _is_use_of(name: str, used: ast.expr) -> bool:
+    called = used.func if isinstance(used, ast.Call) else used
+    return (isinstance(called, ast.Name) and called.id == name) or (
+        isinstance(called, ast.Attribute) and called.attr == name
+    )
 
 
 def _module_name(file: Path) -> str:

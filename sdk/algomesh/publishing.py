@@ -1,10 +1,13 @@
 """Publishing a project: what holds a folder's algorithms is packed once, and each of them made callable.
 
+A named pipeline has no archive: its JSON form is all there is to it. It may also come as a .json file.
+
 Nothing of the project is imported in this process: a child describes it. The archive travels in pieces, and a
 registry that has it already (or half of it, after an upload that was cut off) is sent only what it lacks.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,7 +16,8 @@ from msgspec import Struct
 
 from algomesh.archive import Archive, pack
 from algomesh.describe import describe
-from algomesh.errors import BadProject
+from algomesh.errors import BadProject, MeshError
+from algomesh.naming import read_named
 from algomesh.project import read_project
 from algomesh.requests import ask
 from algomesh_broker.connection import Connection
@@ -36,22 +40,46 @@ Report = Callable[[Progress], None]
 
 
 async def publish(connection: Connection, path: str | Path, *, report: Report | None = None) -> list[Published]:
-    """Publish every algorithm of the project at `path`, in the order in which the code defines them.
+    """Publish every algorithm of the project at `path`, in the order in which the code defines them, then pipelines.
 
     `report` hears of the steps. Raises BadProject, VersionExists with how to bump, PermissionDenied with the scope
-    that is missing, Unreachable. Algorithms published before an error stay published; to publish again does no harm.
+    that is missing, BadInput or BadReference for a pipeline that cannot be, Unreachable. What was published before an
+    error stays published; to publish again does no harm.
     """
     tell = report or _nobody
     place = Path(path)
     tell(Progress(step="reading", subject=place.name))
+    if place.suffix == ".json":
+        manifest = await asyncio.to_thread(_read_pipeline, place)
+        return [await _publish(connection, manifest, _digest(manifest.pipeline), tell)]
     project = await asyncio.to_thread(read_project, place)
     tell(Progress(step="describing", subject=", ".join(project.modules)))
     manifests = await asyncio.to_thread(describe, project)
-    archive = await asyncio.to_thread(pack, project)
     if not manifests:
         raise BadProject(f"{place.name} has no algorithm in it")
-    await _upload(connection, manifests[0], archive, tell)
-    return [await _publish(connection, manifest, archive.digest, tell) for manifest in manifests]
+    digest = ""
+    with_code = [manifest for manifest in manifests if not manifest.pipeline]
+    if with_code:
+        archive = await asyncio.to_thread(pack, project)
+        digest = archive.digest
+        await _upload(connection, with_code[0], archive, tell)
+    return [
+        await _publish(connection, manifest, _digest(manifest.pipeline) if manifest.pipeline else digest, tell)
+        for manifest in manifests
+    ]
+
+
+def _read_pipeline(file: Path) -> Manifest:
+    try:
+        return read_named(file.read_bytes()).manifest()
+    except OSError as error:
+        raise BadProject(f"{file.name} cannot be read: {error.strerror}") from error
+    except MeshError as error:
+        raise type(error)(f"{file.name}: {error.message}") from error
+
+
+def _digest(pipeline: bytes) -> str:
+    return hashlib.sha256(pipeline).hexdigest()
 
 
 async def _upload(connection: Connection, manifest: Manifest, archive: Archive, tell: Report) -> None:

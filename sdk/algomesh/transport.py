@@ -1,16 +1,22 @@
 """How a call leaves this process: over NATS, or over HTTP through the gateway."""
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
+from algomesh.allowance import Allowance
 from algomesh.content import Content
-from algomesh.response import Response
-from algomesh_broker.names import Reference
+from algomesh.pipeline import Pipeline
+from algomesh.response import Metadata, Response
 
 DEEPEST = 32
+Input = Content | AsyncIterator[Content]
 
 
 class Origin(NamedTuple):
-    """The run on whose behalf a call is made; `deadline` is the loop's time, in seconds."""
+    """The run on whose behalf a call is made; `deadline` is the loop's time, in seconds.
+
+    `allowance` counts what it begins; without one it is `budget` for this call alone.
+    """
 
     run: str
     root: str
@@ -18,13 +24,28 @@ class Origin(NamedTuple):
     depth: int
     budget: int
     deadline: float
+    allowance: Allowance | None = None
 
 
 class Transport(Protocol):
     """One way to the mesh; made on a running loop, used from that loop only."""
 
-    async def call(self, reference: Reference, content: Content, timeout_s: float, origin: Origin | None) -> Response:
-        """Run one algorithm. Raises MeshError; ends within `timeout_s` seconds."""
+    async def call(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
+        """Run a pipeline, or one algorithm. Raises MeshError; ends within `timeout_s` seconds."""
+        ...
+
+    def stream(
+        self,
+        pipeline: Pipeline,
+        items: Input,
+        timeout_s: float,
+        origin: Origin | None,
+        told: Callable[[Metadata], None],
+    ) -> AsyncGenerator[Content, None]:
+        """Run a pipeline and give its parts as they come; `told` gets the metadata at the end. Raises MeshError.
+
+        Leaving it (`aclose`) cancels the run.
+        """
         ...
 
     async def close(self) -> None:

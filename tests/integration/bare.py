@@ -6,26 +6,47 @@ import secrets
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import nkeys
 
+import algomesh
 from algomesh import content
+from algomesh.compiling import compile_route
+from algomesh.conducting import Conductor, Tally, Trip
+from algomesh.granting import needs_grant
 from algomesh.lane import Lane, Order
 from algomesh.pending import Pending
+from algomesh.pipeline import Pipeline
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
-from algomesh_broker.connection import Connection
+from algomesh_broker.connection import Connection, Message
+from algomesh_broker.credentials import public_key
+from algomesh_broker.grants import Granted, read_token, sign_route
 from algomesh_broker.identity import Identity
-from algomesh_broker.names import VersionId
+from algomesh_broker.names import Reference, VersionId
 from algomesh_broker.platform import Options, pack
+from algomesh_broker.route import Route
 from algomesh_broker.server import NatsServer
 from tests.integration import bare_algorithms
 
 FOLDER = Path(__file__).parent
+ROUTE_SEED = bytes(nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_USER))
+ROUTE_KEY = public_key(ROUTE_SEED)
+
+
+async def encoded(values: AsyncIterator[Any]) -> AsyncIterator[content.Content]:
+    async for value in values:
+        yield content.encode(value)
+
+
+def is_algorithm(found: object) -> bool:
+    return isinstance(found, algomesh.Algorithm)
 
 
 class BareMesh:
@@ -34,8 +55,9 @@ class BareMesh:
     def __init__(self, server: NatsServer, logs: Path) -> None:
         self.server = server
         self.logs = logs
+        self.url = server.url
         self._stack = AsyncExitStack()
-        self._count = 0
+        self._count = self._count_probes = 0
         self.instances: list[subprocess.Popen[bytes]] = []
 
     async def __aenter__(self) -> Self:
@@ -54,7 +76,7 @@ class BareMesh:
 
     async def connect(self, caller: str = "k~a") -> Connection:
         return await self._stack.enter_async_context(
-            await Connection.open(self.server.url, Identity(caller, subjects.inbox(caller)))
+            await Connection.open(self.url, Identity(caller, subjects.inbox(caller)))
         )
 
     async def open_lane(self, caller: str = "k~a") -> Lane:
@@ -72,6 +94,11 @@ class BareMesh:
             max_msgs_per_subject=1, allow_direct=True, discard="new", allow_rollup_hdrs=True,
         )  # fmt: skip
 
+        await self._ask(
+            "STREAM.CREATE.claims", name="claims", subjects=[subjects.ALL_CLAIMS], storage="memory", discard="new",
+            allow_msg_ttl=True, allow_direct=True, max_msgs_per_subject=1,
+        )  # fmt: skip
+
     async def make_consumer(self, version: VersionId) -> None:
         subject = subjects.parked_of(version)
         config: dict[str, Any] = {
@@ -79,6 +106,11 @@ class BareMesh:
             "ack_wait": 5_000_000_000, "filter_subject": subject, "mem_storage": True,
         }  # fmt: skip
         await self._ask(f"CONSUMER.CREATE.parked.{version.consumer}.{subject}", stream_name="parked", config=config)
+
+    async def claims_kept(self) -> int:
+        """Bytes of payloads that lie in the stream of claims."""
+        answer = await self.admin.request("$JS.API.STREAM.INFO.claims")
+        return int(msgspec.json.decode(answer.data)["state"]["bytes"])
 
     async def make_consumer_again(self, attribute: str) -> None:
         """Streams and consumers as a launcher makes sure of them when the server is back."""
@@ -109,10 +141,11 @@ class BareMesh:
             version=str(version.version),
             folder=str(FOLDER),
             entry=f"bare_algorithms:{attribute}",
-            nats_url=self.server.url,
+            nats_url=self.url,
             token="ai_bare",
             options=msgspec.structs.replace(algorithm.options, **options),
             launched_ns=time.monotonic_ns(),
+            route_key=ROUTE_KEY,
         )
         command = [sys.executable, str(FOLDER / "bare_instance.py")]
         with (self.logs / f"bare-{self._count}.log").open("wb") as log:
@@ -130,6 +163,24 @@ class BareMesh:
         await self.publish_entry(version)
         return self.start(attribute, **options)
 
+    async def until_ready(self, attribute: str) -> None:
+        """Until an instance of it is in the group: the server says so."""
+        version = getattr(bare_algorithms, attribute).version_id
+        give_up = time.monotonic() + 60
+        while await self._nobody_listens(version):
+            assert time.monotonic() < give_up, f"no instance of {version} came"
+            await asyncio.sleep(0.01)
+
+    async def _nobody_listens(self, version: VersionId) -> bool:
+        heard: list[Message] = []
+        self._count_probes += 1
+        inbox = f"_INBOX.admin.ready{self._count_probes}"
+        subscription = self.admin.join(inbox, heard.append)
+        self.admin.publish(subjects.call(version, "nobody"), b"", inbox)
+        await self.admin.flush()
+        await subscription.leave()
+        return bool(heard)
+
     async def call(
         self, attribute: str, value: Any, *, timeout_s: float = 20, attempts: int = 3, lane: Lane | None = None
     ) -> tuple[Any, Pending]:
@@ -144,8 +195,61 @@ class BareMesh:
             parent="",
             root_caller="k~a",
         )
-        result, pending = await (lane or self.lane).call(order)
-        return content.decode(result.content_type, result.detail, result.payload), pending
+        lane = lane or self.lane
+        result, pending = await lane.call(order)
+        output = await lane.claims.load(
+            content.Content(result.content_type, result.detail, result.payload), order.deadline
+        )
+        lane.release(result.writers, run)
+        return content.decode(*output), pending
+
+    def route(self, pipeline: Pipeline) -> Route:
+        """A pipeline of algorithms in bare_algorithms.py, compiled as a client would."""
+        known = {found.version_id.algorithm: found for found in vars(bare_algorithms).values() if is_algorithm(found)}
+
+        def resolve(reference: Reference) -> tuple[VersionId, messages.VersionEntry]:
+            found = known[reference.algorithm]
+            entry = messages.VersionEntry(
+                version=str(found.version_id.version),
+                attempts=found.options.attempts,
+                takes_parts=found.item_taken is not None,
+            )
+            return found.version_id, entry
+
+        return compile_route(pipeline, resolve)
+
+    async def travel(
+        self, pipeline: Pipeline, value: Any, *, timeout_s: float = 20, lane: Lane | None = None
+    ) -> tuple[Any, Tally]:
+        """Send a pipeline as a client would, under a token that the test has signed in the registry's stead."""
+        tally = Tally()
+        lane, trip = lane or self.lane, self.trip(pipeline, timeout_s)
+        output = await Conductor(lane).run(trip, 0, content.encode(value), tally)
+        output = await lane.claims.load(output, trip.deadline)
+        lane.release(tally.writers, trip.root)
+        return content.decode(*output), tally
+
+    async def stream(self, pipeline: Pipeline, value: Any, *, timeout_s: float = 20) -> AsyncGenerator[Any, None]:
+        """The same, part by part; `value` may be an asynchronous iterator for an `each`."""
+        items = encoded(value) if isinstance(value, AsyncIterator) else content.encode(value)
+        streaming = Conductor(self.lane).stream(self.trip(pipeline, timeout_s), items, Tally())
+        async with aclosing(streaming) as parts:
+            async for part in parts:
+                yield content.decode(*part)
+
+    def trip(self, pipeline: Pipeline, timeout_s: float) -> Trip:
+        route = self.route(pipeline)
+        return Trip(
+            granted=self.grant(route) if needs_grant(route) else None,
+            route=route,
+            root=secrets.token_hex(16),
+            parent="",
+            root_caller="k~a",
+            deadline=asyncio.get_running_loop().time() + timeout_s,
+        )
+
+    def grant(self, route: Route, sender: str = "k~a", **options: Any) -> Granted:
+        return read_token(sign_route(sender, route.data, ROUTE_SEED, **options)[0])
 
     def announce_death(self, attribute: str, number: int, reason: str = "crash") -> None:
         """What a launcher says when an instance has died."""

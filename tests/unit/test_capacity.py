@@ -19,6 +19,14 @@ def test_a_fast_algorithm_may_keep_what_it_finishes_in_five_milliseconds() -> No
     assert learned(4, 0.0005).backlog_limit == 40
 
 
+def test_slots_that_only_gather_make_no_backlog() -> None:
+    capacity = Capacity(64, at_once=1)
+    for _ in range(8):
+        capacity.observe(0.0005)
+
+    assert (capacity.free, capacity.backlog_limit) == (64, 10)
+
+
 def test_a_slow_algorithm_keeps_none() -> None:
     assert learned(8, 0.006).backlog_limit == 0
 

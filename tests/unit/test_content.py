@@ -128,3 +128,95 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 def test_damaged_content_is_refused(content_type: str, detail: str, payload: bytes) -> None:
     with pytest.raises(BadInput):
         content.decode(content_type, detail, payload)
+
+
+def together(*values: Any, **named: Any) -> content.Content:
+    return content.join([content.encode(value) for value in values or named.values()], list(named))
+
+
+def test_texts_and_json_join_to_json_without_being_decoded() -> None:
+    mixed = content.join([content.Content("json", "", b"{ }"), content.encode('say "hi" ☃')])
+
+    assert mixed.payload == '[{ },"say \\"hi\\" ☃"]'.encode()
+    assert content.decode(*together(x=1, y="a")) == {"x": 1, "y": "a"}
+    assert content.decode(*content.join([])) == []
+
+
+def test_an_array_among_the_parts_makes_a_bundle() -> None:
+    image = np.arange(4, dtype=np.uint8)
+
+    inner = together(b"x", "y")
+    whole = content.join([*(content.encode(value) for value in ("text", b"\xff", image, [1])), inner])
+    back = content.decode(*whole)
+    named = content.decode(*together(image=image, text="t"))
+
+    assert whole.content_type == "bundle"
+    assert (back[0], back[1], back[3], back[4]) == ("text", b"\xff", [1], [b"x", "y"])
+    assert np.array_equal(back[2], image)
+    assert np.shares_memory(back[2], np.frombuffer(whole.payload, np.uint8))
+    assert (list(named), named["text"]) == (["image", "text"], "t")
+
+
+def test_a_list_of_arrays_travels_as_a_bundle() -> None:
+    back = round_trip([np.ones(2), 1, "a", b"\xff"])
+    named = round_trip({"x": torch.ones(2), "y": None})
+
+    assert np.array_equal(back[0], np.ones(2))
+    assert back[1:] == [1, "a", b"\xff"]
+    assert torch.equal(named["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "items"),
+    [
+        ([1, [2, 3], "ä", None], [1, [2, 3], "ä", None]),
+        ([], []),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (np.arange(3), [0, 1, 2]),
+        (np.zeros((0, 3)), []),
+        (np.zeros((2, 0)), [[], []]),
+    ],
+    ids=repr,
+)
+def test_a_list_comes_apart_into_its_items(given: Any, items: list[Any]) -> None:
+    parts = [content.decode(*part) for part in content.split(content.encode(given))]
+
+    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in parts] == items
+
+
+def test_the_parts_of_a_bundle_are_its_items() -> None:
+    assert [part.content_type for part in content.split(together(b"a", "b"))] == ["binary", "text"]
+
+
+def test_a_tensor_comes_apart_into_tensors() -> None:
+    rows = [content.decode(*row) for row in content.split(content.encode(torch.ones((2, 3), dtype=torch.bfloat16)))]
+
+    assert all(torch.equal(row, torch.ones(3, dtype=torch.bfloat16)) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (content.encode("text"), "a list is wanted.*text came"),
+        (content.encode({"a": 1}), "a list is wanted"),
+        (content.encode(np.array(1)), "without dimensions"),
+        (together(x=b"a"), "a mapping came"),
+        (content.Content("json", "", b"[1,"), "a list is wanted"),
+        (content.Content("tensor", "numpy/uint8/3", b"12"), "not a tensor"),
+        (content.Content("tensor", "numpy/uint8/9999999999,0", b""), "not a tensor"),
+        (content.Content("tensor", "numpy/uint8/x", b""), "not a tensor"),
+        (content.Content("bundle", "", b"\xc0"), "no bundle"),
+    ],
+)
+def test_what_is_no_list_does_not_come_apart(given: content.Content, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        content.split(given)
+
+
+def test_a_bundle_within_bundles_without_end_is_refused() -> None:
+    whole = together(b"x")
+    for _ in range(2_000):
+        whole = content.join([whole])
+
+    with pytest.raises(BadInput, match="nested too deeply"):
+        content.decode(*whole)

@@ -9,7 +9,8 @@ import pytest
 
 import algomesh
 from algomesh import content
-from algomesh.decorator import parse_duration, parse_memory
+from algomesh.decorator import parse_memory
+from algomesh.durations import parse_duration
 from algomesh.errors import BadInput, BadReference
 
 
@@ -147,16 +148,17 @@ def test_the_public_face_is_what_it_is() -> None:
     assert sorted(algomesh.__all__) == [
         "Algorithm",
         "AlgorithmError",
-        "AsyncClient",
+        "Batch",
         "Client",
         "MeshError",
-        "Metadata",
+        "Pipeline",
         "Response",
-        "RunContext",
         "algorithm",
+        "all",
         "client",
         "connect",
         "current",
+        "stage",
     ]
 
 

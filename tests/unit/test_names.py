@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algomesh_broker.errors import BadName
-from algomesh_broker.names import Reference, Version, VersionId, check_caller, check_name, nearest
+from algomesh_broker.names import Reference, Version, VersionId, check_alias, check_caller, check_name, nearest
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from algomesh_broker.names import Reference, Version, VersionId, check_caller, c
         ("/text/clean/1.2", Reference("text", "clean", "1.2")),
         ("text/clean/latest", Reference("text", "clean")),
         ("  text/clean ", Reference("text", "clean")),
+        ("text/clean/Stable", Reference("text", "clean", "stable")),
+        ("text/clean/canary-2", Reference("text", "clean", "canary-2")),
     ],
 )
 def test_a_reference_is_read_as_people_write_it(text: str, expected: Reference) -> None:
@@ -25,7 +27,8 @@ def test_a_reference_is_read_as_people_write_it(text: str, expected: Reference) 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "/", "clean", "text/", "/clean", "text//clean", "text/clean/", "text/clean/v1", "text/clean/01.0.0",
+    ["", "/", "clean", "text/", "/clean", "text//clean", "text/clean/", "text/clean/1v", "text/clean/st_able",
+     "text/clean/01.0.0",
      "text/clean/1.0.0.0", "text/clean/1.0.0/x", "te.xt/clean", "text/cl*an", "text/>", "text/cle an", "1text/clean",
      "text/clean\x00", "text/\N{LATIN SMALL LETTER A WITH ACUTE}", "text/clean\n/1", "a" * 64 + "/clean",
      "text/clean/1.2.9999999", "http://text/clean"],
@@ -42,6 +45,32 @@ def test_no_text_gets_past_the_names_that_a_subject_could_not_hold(text: str) ->
     except BadName:
         return
     assert not set(f"{reference.owner}{reference.name}") & set(".*> \t\r\n\x00~")
+
+
+@pytest.mark.parametrize("text", ["stable", "canary-2", "v1", "s" * 32])
+def test_an_alias_is_a_name_of_its_own(text: str) -> None:
+    assert check_alias(text) == text
+    assert Reference.parse(f"text/clean/{text}").is_alias
+
+
+@pytest.mark.parametrize(
+    "text", ["", "latest", "1", "1.2", "1.2.0", "-a", "Stable", "a.b", "a/b", "s" * 33, "a_b", "*", "a\n"]
+)
+def test_what_is_no_alias_is_refused(text: str) -> None:
+    with pytest.raises(BadName):
+        check_alias(text)
+
+
+def test_versions_and_what_is_newest_are_no_aliases() -> None:
+    assert not any(Reference.parse(f"text/clean{end}").is_alias for end in ("", "/1", "/1.2", "/1.2.0", "/latest"))
+
+
+@pytest.mark.parametrize(
+    "text", ["text/clean/stable", "text/clean/latest", "text/clean/1.2", "text/clean", "a/b/c/d", "/"]
+)
+def test_only_a_whole_version_makes_a_version_id(text: str) -> None:
+    with pytest.raises(BadName):
+        VersionId.parse(text)
 
 
 def test_versions_are_ordered_as_numbers() -> None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from algomesh import errors
+from algomesh.chain import chain_of_call
 from algomesh.pending import PARKED, RUNNING, SENT, Pending
 from algomesh_broker.messages import Call
 from algomesh_broker.names import VersionId
@@ -15,7 +16,7 @@ VERSION = VersionId.parse("text/clean/1.0.0")
 @pytest.fixture
 async def pending() -> Pending:
     call = Call(run="r", root="r", root_caller="k~a", session="s", call="1", time_left_ms=1)
-    return Pending(VERSION, call, "call.x", 10.0, 3, asyncio.get_running_loop().create_future())
+    return Pending(VERSION, call, "call.x", 10.0, chain_of_call(VERSION, 3), asyncio.get_running_loop().create_future())
 
 
 async def test_a_call_that_waited_for_a_start_met_a_cold_start(pending: Pending) -> None:
@@ -37,14 +38,14 @@ async def test_a_call_that_waited_for_a_slot_of_a_warm_instance_did_not(pending:
 
 async def test_only_what_was_there_may_have_died_there(pending: Pending) -> None:
     pending.state, pending.instance = RUNNING, "l-1"
-    assert pending.may_have_died_with("l-1", "crash")
-    assert not pending.may_have_died_with("l-2", "crash")
+    assert pending.may_have_died_with(VERSION, "l-1", "crash")
+    assert not pending.may_have_died_with(VERSION, "l-2", "crash")
 
     pending.state = SENT
-    assert pending.may_have_died_with("l-2", "crash")
+    assert pending.may_have_died_with(VERSION, "l-2", "crash")
 
     pending.state = PARKED
-    assert not pending.may_have_died_with("l-1", "crash")
+    assert not pending.may_have_died_with(VERSION, "l-1", "crash")
 
 
 async def test_it_is_sent_again_until_its_attempts_are_over(pending: Pending) -> None:
@@ -74,7 +75,7 @@ async def test_a_neighbour_of_one_that_took_too_much_is_tried_again(pending: Pen
 
 async def test_one_that_left_in_good_order_took_only_what_it_still_ran(pending: Pending) -> None:
     pending.state = SENT
-    assert not pending.may_have_died_with("l-1", "retired")
+    assert not pending.may_have_died_with(VERSION, "l-1", "retired")
 
     pending.state, pending.instance = RUNNING, "l-1"
-    assert pending.may_have_died_with("l-1", "retired")
+    assert pending.may_have_died_with(VERSION, "l-1", "retired")

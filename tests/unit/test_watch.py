@@ -30,6 +30,20 @@ def test_a_run_is_overdue_after_its_deadline_and_not_before(page: bytearray) -> 
     assert reader.overdue(1001)
 
 
+def test_a_deadline_may_move(page: bytearray) -> None:
+    writer, reader = WatchWriter(page), WatchReader(page)
+    writer.begin("a", 1000)
+    writer.begin("b", 2000)
+
+    deadlines = []
+    for run, deadline_ns in [("a", 3000), ("b", 4000), ("b", 500), ("b", 0), ("a", 0), ("b", 100)]:
+        writer.move(run, deadline_ns)
+        deadlines.append(reader.deadline_ns)
+
+    assert deadlines == [2000, 3000, 500, 3000, 0, 100]
+    assert (reader.active, reader.runs_total) == (2, 2)
+
+
 def test_the_earliest_deadline_of_the_running_runs_counts(page: bytearray) -> None:
     writer, reader = WatchWriter(page), WatchReader(page)
 

@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-import structlog
+from msgspec.structs import replace
 
 from algomesh import content, errors
 from algomesh.instance.job import Job
@@ -13,8 +13,9 @@ from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection
 from algomesh_broker.errors import BrokerError, PayloadTooLarge
 from algomesh_broker.names import VersionId
+from algomesh_observability.logger import get_logger
 
-log = structlog.get_logger("algomesh.answers")
+log = get_logger("algomesh.answers")
 
 Outcome = content.Content | errors.MeshError
 
@@ -48,8 +49,13 @@ class Answers:
         """Record that a run has begun."""
         self._record.add(self._event(job, "running"))
 
-    def answer(self, job: Job, outcome: Outcome, took_s: float) -> None:
-        """Send the result or the failure of a run that took `took_s` seconds, and record it."""
+    def answer(
+        self, job: Job, outcome: Outcome, took_s: float, spent_ms: float | None = None, *, parts: int = -1
+    ) -> None:
+        """Send the result or the failure of a run that took `took_s` seconds, and record it.
+
+        `spent_ms` is the time of all user code on the way here, this run's included; `parts` how many were sent.
+        """
         call = job.call
         subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
         if isinstance(outcome, content.Content):
@@ -62,8 +68,11 @@ class Answers:
                 detail=outcome.detail,
                 payload=memoryview(outcome.payload),
                 queued_ms=(job.started - job.arrived) * 1000,
-                compute_ms=took_s * 1000,
+                compute_ms=call.spent_ms + took_s * 1000 if spent_ms is None else spent_ms,
                 ready_ms=self.ready_ms if job.is_parked else 0,
+                at=call.at,
+                parts=parts,
+                writers=job.writers,
             )
             try:
                 self._connection.publish(subject, codec.encode(result))
@@ -78,31 +87,36 @@ class Answers:
 
     def fail(self, job: Job, error: errors.MeshError, took_s: float = 0.0, state: messages.RunState = "failed") -> None:
         """Send the failure of a run, and record it as `state`."""
-        call = job.call
+        self.fail_step(job.call, job.caller, error)
+        self._record.add(self._event(job, state, took_s, error.code))
+
+    def fail_step(self, call: messages.Call, caller: str, error: errors.MeshError) -> None:
+        """Send a failure to who waits for `call`, be it ours or the next step's."""
         failure = messages.Failure(
             run=call.run,
             attempt=call.attempt,
             instance=self._instance,
             code=error.code,
             message=error.message[:_LONGEST_MESSAGE],
-            stage=self._stage,
+            stage=error.stage or self._stage,
             error_type=error.error_type[:_LONGEST_TYPE],
+            at=call.at,
+            branch=error.branch,
         )
         try:
-            subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
+            subject = subjects.answer_to(self._replies, caller, call.session, call.call)
             self._connection.publish(subject, codec.encode(failure))
         except BrokerError as lost:
             log.warning("answer_lost", run=call.run, error=str(lost))
-        self._record.add(self._event(job, state, took_s, error.code))
 
     def refuse(self, job: Job, code: str, message: str) -> None:
         """Answer for a job that will not run."""
         self.fail(job, errors.of_code(code, message), state="refused")
 
-    def refuse_hop(self, subject: str) -> None:
+    def refuse_hop(self, subject: str, reason: str) -> None:
         """Record a hop without a valid route token; nobody is answered, since its claims are unproved."""
         forwarder = subject.rpartition(".")[2]
-        log.warning("hop_refused", forwarder=forwarder, algorithm=self._stage)
+        log.warning("hop_refused", forwarder=forwarder, algorithm=self._stage, reason=reason)
         now = time.time()
         self._record.add(
             messages.RunEvent(
@@ -124,7 +138,7 @@ class Answers:
     def _event(self, job: Job, state: messages.RunState, took_s: float = 0.0, error: str = "") -> messages.RunEvent:
         call = job.call
         return messages.RunEvent(
-            run=call.run,
+            run=job.run,
             attempt=call.attempt,
             root=call.root,
             parent=call.parent,
@@ -151,6 +165,72 @@ class Answers:
             instance=self._instance,
             ready_ms=self.ready_ms,
             start_ms=self._start_ms,
+            at=call.at,
         )
         subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
-        self._connection.publish(subject, codec.encode(running), f"{self._connection.identity.inbox}.gone.{call.run}")
+        self._connection.publish(subject, codec.encode(running), f"{self._connection.identity.inbox}.gone.{job.run}")
+
+    def record(self, job: Job, state: messages.RunState, took_s: float) -> None:
+        """Record a run's end of which nobody is told."""
+        self._record.add(self._event(job, state, took_s))
+
+    def part(self, job: Job, number: int, part: content.Content) -> None:
+        """Send one part of what a run yields to who reads it."""
+        if job.reader is None:
+            return
+        call = job.call
+        message = messages.Part(
+            run=call.run,
+            attempt=call.attempt,
+            instance=self._instance,
+            number=number,
+            content_type=part.content_type,
+            detail=part.detail,
+            payload=memoryview(part.payload),
+            at=call.at,
+        )
+        # The server tells us when nobody listens any more.
+        gone = f"{self._connection.identity.inbox}.gone.{job.run}"
+        try:
+            self._connection.publish(subjects.answer_to(self._replies, *job.reader), codec.encode(message), gone)
+        except PayloadTooLarge as error:
+            assert job.outflow is not None
+            job.outflow.close(errors.PayloadTooLarge(f"part {number} is too large: {error}; yield smaller parts"))
+
+    def end_parts(self, job: Job, count: int) -> None:
+        """Tell the next step, which reads the parts, that there are no more."""
+        assert job.reader is not None
+        call = job.call
+        result = messages.Result(
+            run=call.run,
+            attempt=call.attempt,
+            instance=self._instance,
+            version=self._number,
+            content_type="json",
+            payload=memoryview(b"null"),
+            at=call.at,
+            parts=count,
+        )
+        self._connection.publish(subjects.answer_to(self._replies, *job.reader), codec.encode(result))
+
+    def fail_reader(self, job: Job, error: errors.MeshError) -> None:
+        """Tell the next step, which reads the parts, that this one has failed."""
+        assert job.reader is not None
+        caller, session, number = job.reader
+        self.fail_step(replace(job.call, session=session, call=number), caller, error)
+
+    def handed_over(self, job: Job, at: int, took_s: float) -> None:
+        """Record a run whose output went on to step `at`, and tell who waits if it believes the run to be here."""
+        call = job.call
+        self._record.add(self._event(job, "succeeded", took_s))
+        if job.said_at:
+            moved = messages.HandedOver(run=call.run, attempt=call.attempt, instance=self._instance, at=at)
+            self._connection.publish(
+                subjects.answer_to(self._replies, job.caller, call.session, call.call), codec.encode(moved)
+            )
+
+    def say_parked(self, call: messages.Call, caller: str) -> None:
+        """Tell who waits that step `call.at` waits for an instance."""
+        parked = messages.Parked(run=call.run, attempt=call.attempt, instance=self._instance, at=call.at)
+        subject = subjects.answer_to(self._replies, caller, call.session, call.call)
+        self._connection.publish(subject, codec.encode(parked))

@@ -29,11 +29,12 @@ from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import Version, VersionId
 from algomesh_broker.platform import unpack
+from algomesh_observability.logger import get_logger
 
 with contextlib.suppress(ImportError):  # in the zygote: importing it takes longer than everything else in a start
     import uvloop  # noqa: F401
 
-log = structlog.get_logger("algomesh.instance")
+log = get_logger("algomesh.instance")
 
 _CONNECT_S: Final = 30.0
 _DRAIN_S: Final = 30.0

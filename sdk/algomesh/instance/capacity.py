@@ -13,10 +13,15 @@ _SAMPLES, _EVERY = 31, 8
 
 
 class Capacity:
-    """Counts what runs, and learns how long a run takes."""
+    """Counts what runs, and learns how long a run takes.
 
-    def __init__(self, slots: int) -> None:
+    `at_once` is how many of the slots make progress at a time, where that is not all of them: with batches a run's
+    time is its share of one, and most slots hold what gathers for the next.
+    """
+
+    def __init__(self, slots: int, at_once: int | None = None) -> None:
         self.slots = slots
+        self._at_once = slots if at_once is None else at_once
         self.taken = 0
         self.backlog_limit = 0
         self.median_s: float | None = None
@@ -43,7 +48,7 @@ class Capacity:
         if self._since >= _EVERY:
             self._since = 0
             self.median_s = median(self._took)
-            fits = int(self.slots * BACKLOG_S / max(self.median_s, 1e-6))
+            fits = int(self._at_once * BACKLOG_S / max(self.median_s, 1e-6))
             self.backlog_limit = min(LONGEST_BACKLOG, fits) if self.median_s < BACKLOG_S else 0
 
     def is_full(self, backlog: int) -> bool:

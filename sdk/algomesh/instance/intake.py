@@ -7,28 +7,27 @@ Nothing that arrives is dropped: it is run, parked, or nak'ed back to the stream
 """
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import structlog
 from msgspec.structs import replace
 
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.job import Job
-from algomesh.lane import UNAVAILABLE, refused_parking, stream_refusal
+from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream_refusal
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
-from algomesh_broker.errors import BadMessage, PayloadTooLarge
+from algomesh_broker.errors import BadGrant, BadMessage, PayloadTooLarge
+from algomesh_broker.grants import GrantBook
 from algomesh_broker.names import VersionId, is_token
+from algomesh_observability.logger import get_logger
 
-log = structlog.get_logger("algomesh.intake")
+log = get_logger("algomesh.intake")
 
 WAIT_FOR_SLOT_S: Final = 0.05
-_HOMELESS_RETRY_S: Final = 0.1
 _PULL_S: Final = 30.0
 _ACK_WAIT_S: Final = 5.0
 _ACK, _NAK = b"+ACK", b"-NAK"
@@ -40,7 +39,7 @@ class Intake:
     """The door of one instance.
 
     `start(job)` runs a job that has its slot; `refuse(job, code, message)` answers for one that will not run;
-    `refuse_hop(subject)` records a hop without a valid route token.
+    `refuse_hop(subject, reason)` records a hop without a valid route token.
     """
 
     def __init__(
@@ -51,13 +50,15 @@ class Intake:
         capacity: Capacity,
         start: Callable[[Job], None],
         refuse: Callable[[Job, str, str], None],
-        refuse_hop: Callable[[str], None],
+        refuse_hop: Callable[[str, str], None],
+        grants: GrantBook,
     ) -> None:
         self._connection = connection
         self._version = version
         self._instance = instance
         self._capacity = capacity
         self._start, self._refuse, self._refuse_hop = start, refuse, refuse_hop
+        self._grants = grants
         self._loop = asyncio.get_running_loop()
         self._inbox = connection.identity.inbox
         self._parked_prefixes = (f"park.call.{version.tokens}.", f"park.hop.{version.tokens}.")
@@ -112,11 +113,12 @@ class Intake:
         now = self._loop.time()
         self._last_read = now
         try:
-            call = _read_call(message)
+            job = self._read(message, message.subject, now)
         except BadMessage as error:
             log.warning("call_ignored", subject=message.subject, error=str(error))
             return
-        job = Job(call, message.subject, message.subject.rpartition(".")[2], now)
+        if job is None:
+            return
         if self._draining:
             self.park(job)
         elif self._capacity.free > 0 and not self._reserved:
@@ -130,9 +132,34 @@ class Intake:
         if self._joined and self._capacity.is_full(len(self._backlog)):
             self._leave()
 
-    def _on_hop(self, message: Message) -> None:
-        """Nothing issues route tokens yet, so no hop can carry a valid one."""
-        self._refuse_hop(message.subject)
+    def _read(self, message: Message, subject: str, now: float, *, waited_ms: float = -1.0) -> Job | None:
+        """The job in a message; None when its route token does not allow it, which has been told then.
+
+        `waited_ms` is how long it was parked. Raises BadMessage, also when its answer's subject could not be made
+        of what it says.
+        """
+        call = codec.decode_call(message.data)
+        if not (is_token(call.session) and is_token(call.call)):
+            raise BadMessage("its session or its call's number is not a token")
+        is_parked = waited_ms >= 0
+        if is_parked:
+            call = replace(call, time_left_ms=max(0, call.time_left_ms - int(waited_ms)))
+        sender = subject.rpartition(".")[2]
+        if call.at < 0 and subject.startswith("call."):
+            return Job(call, subject, sender, now, is_parked=is_parked)
+        is_hop = subject.startswith("hop.")
+        waits = call.reply_to if is_hop else sender
+        try:
+            granted, place = self._grants.check_hop(call.grant, call.at, sender, waits, time.time())
+            if place.version != self._version:
+                raise BadGrant(f"step {call.at} of this route is {place.version}")
+        except BadGrant as error:
+            if is_hop:
+                self._refuse_hop(subject, str(error))
+            else:
+                self._refuse(Job(call, subject, sender, now, is_parked=is_parked), error.code, str(error))
+            return None
+        return Job(call, subject, waits, now, is_parked=is_parked, granted=granted, place=place)
 
     def _begin(self, job: Job) -> None:
         job.has_slot = True
@@ -209,7 +236,7 @@ class Intake:
     def _join(self) -> None:
         self._joined = [
             self._connection.join(subjects.calls_of(self._version), self._on_call, subjects.WORKERS),
-            self._connection.join(subjects.hops_of(self._version), self._on_hop, subjects.WORKERS),
+            self._connection.join(subjects.hops_of(self._version), self._on_call, subjects.WORKERS),
         ]
 
     def _leave(self) -> None:
@@ -268,19 +295,15 @@ class Intake:
         self._connection.publish(message.reply, _ACK)
         tokens = message.reply.split(".")
         try:
-            call = _read_call(message)
-            waited_s = max(0.0, time.time() - int(tokens[-2]) / 1e9)
+            waited_ms = max(0.0, time.time() - int(tokens[-2]) / 1e9) * 1000
             self._parked_wait = int(tokens[-1]) > 0
+            job = self._read(message, message.subject.removeprefix("park."), now, waited_ms=waited_ms)
         except (BadMessage, ValueError, IndexError) as error:
             log.warning("parked_call_ignored", subject=message.subject, error=str(error))
             return
-        subject = message.subject.removeprefix("park.")
-        if subject.startswith("hop."):
-            self._refuse_hop(subject)
+        if job is None:
             return
-        call = replace(call, time_left_ms=max(0, call.time_left_ms - int(waited_s * 1000)))
-        job = Job(call, subject, subject.rpartition(".")[2], now, is_parked=True)
-        job.cold_ms = waited_s * 1000
+        job.cold_ms = waited_ms
         self._begin(job)
 
     def park(self, job: Job) -> None:
@@ -292,20 +315,26 @@ class Intake:
         ticket = f"{self._inbox}.parked.{self._parking_ids}"
         self._parking[ticket] = job
         call = replace(job.call, time_left_ms=left_ms)
-        headers = {"Nats-TTL": f"{max(1, math.ceil(left_ms / 1000))}s"}
+        version, sender = self._version, job.subject.rpartition(".")[2]
         try:
-            self._connection.publish(subjects.park(job.subject), codec.encode(call), ticket, headers)
+            park(
+                self._connection,
+                job.subject,
+                codec.encode(call),
+                ticket,
+                left_ms / 1000,
+                version=version,
+                demander=sender,
+                call=call,
+            )
         except PayloadTooLarge as error:
             del self._parking[ticket]
             self._refuse(job, "payload_too_large", str(error))
             return
-        version = self._version
-        parked = messages.Parked(run=call.run, attempt=call.attempt, instance=self._instance)
+        parked = messages.Parked(run=call.run, attempt=call.attempt, instance=self._instance, at=call.at)
         self._connection.publish(
             subjects.reply(version.caller, job.caller, call.session, call.call), codec.encode(parked)
         )
-        demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
-        self._connection.publish(subjects.demand(version, job.caller), codec.encode(demand))
 
     def _on_park_answer(self, message: Message) -> None:
         job = self._parking.pop(message.subject, None)
@@ -315,15 +344,7 @@ class Intake:
         if refusal is None:
             return
         if refusal[0] == UNAVAILABLE:  # the server has just started, and the launcher not yet seen to its streams
-            self._loop.call_later(_HOMELESS_RETRY_S, self.park, job)
+            self._loop.call_later(RETRY_S, self.park, job)
         else:
             error = refused_parking(*refusal, stage="")
             self._refuse(job, error.code, error.message)
-
-
-def _read_call(message: Message) -> messages.Call:
-    """The call in a message. Raises BadMessage, also when its answer's subject could not be made of what it says."""
-    call = codec.decode_call(message.data)
-    if not (is_token(call.session) and is_token(call.call)):
-        raise BadMessage("its session or its call's number is not a token")
-    return call

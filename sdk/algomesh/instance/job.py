@@ -1,35 +1,67 @@
 """One call inside an instance, from its arrival to its end."""
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
+from algomesh.allowance import Allowance
 from algomesh.context import RunContext
+from algomesh_broker.grants import Granted
 from algomesh_broker.messages import Call
+from algomesh_broker.route import END, Place
+
+if TYPE_CHECKING:
+    from algomesh.instance.inflow import Inflow
+    from algomesh.instance.outflow import Outflow
 
 
 class Job:
-    """A call that this instance has. Times are the loop's, in seconds."""
+    """A call that this instance has. Times are the loop's, in seconds.
+
+    `caller` waits for the answer: the subject's caller, or for a hop who the route says. `run` is this run's own
+    id: the call's, or for a step of a pipeline one made of it. `granted` and `place` are set for such a step.
+    """
 
     __slots__ = (
         "abandoned_at",
+        "allowance",
         "arrived",
         "call",
         "caller",
-        "children",
+        "calling",
         "cold_ms",
         "context",
         "deadline",
         "gone",
+        "granted",
         "has_slot",
+        "inflow",
+        "is_over",
         "is_parked",
+        "is_unread",
         "limit",
+        "outflow",
+        "place",
+        "reader",
+        "run",
         "said_at",
         "started",
         "started_at",
         "subject",
         "task",
+        "writers",
     )
 
-    def __init__(self, call: Call, subject: str, caller: str, now: float, *, is_parked: bool = False) -> None:
+    def __init__(
+        self,
+        call: Call,
+        subject: str,
+        caller: str,
+        now: float,
+        *,
+        is_parked: bool = False,
+        granted: Granted | None = None,
+        place: Place | None = None,
+    ) -> None:
         self.call = call
         self.subject = subject
         self.caller = caller
@@ -43,7 +75,20 @@ class Job:
         self.said_at = 0.0
         self.abandoned_at = 0.0
         self.has_slot = False
-        self.children = 0
+        self.granted, self.place = granted, place
+        self.run = call.run if place is None else f"{call.run}-{call.at}"
+        self.allowance = Allowance(call.root, call.budget)
+        self.inflow: Inflow | None = None
+        self.outflow: Outflow | None = None
+        self.reader: tuple[str, str, str] | None = None  # who reads the parts: caller, session, call
+        self.writers = call.writers
+        self.is_over = self.is_unread = False
+        self.calling: set[asyncio.Task[Any]] = set()
         self.gone = 0
         self.task: asyncio.Task[None] | None = None
         self.context: RunContext | None = None
+
+    @property
+    def next(self) -> int:
+        """The step that comes after this one; END when the answer goes to the caller."""
+        return END if self.place is None else self.place.next

@@ -8,34 +8,44 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, Final
 
-import structlog
+from msgspec.structs import replace
 
-from algomesh import clients, content, errors
+from algomesh import content, errors, streams
+from algomesh.claiming import is_claimed, is_large
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
 from algomesh.instance.answers import Answers, Outcome
+from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
+from algomesh.instance.children import Children
 from algomesh.instance.dispatch import DispatchChoice
+from algomesh.instance.forwarding import Forwarder
+from algomesh.instance.inflow import Feeds
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import Job
+from algomesh.instance.joining import Joiner
 from algomesh.instance.output import log_exception
 from algomesh.instance.threads import Threads
 from algomesh.instance.watch import WatchWriter
-from algomesh.nats_transport import NatsTransport
+from algomesh.instance.yielding import NOTHING, Yielding
+from algomesh.pipeline import Pipeline
 from algomesh.response import Response
+from algomesh.result_stream import Tell
 from algomesh.transport import Origin
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage
-from algomesh_broker.names import Reference
+from algomesh_broker.grants import GrantBook
 from algomesh_broker.protocol import NO_RESPONDERS
+from algomesh_broker.route import END, CallStep
+from algomesh_observability.logger import get_logger
 
-log = structlog.get_logger("algomesh.runner")
+log = get_logger("algomesh.runner")
 
 
 SAY_RUNNING_S: Final = 0.1
@@ -43,7 +53,6 @@ SAY_AGAIN_S: Final = 1.0
 GRACE_S: Final = 2.0
 STUCK_CODE: Final = 74
 _SWEEP_S: Final = 0.05
-_MOST_SUSPENDED: Final = 256
 _GONE_TWICE: Final = 3
 
 
@@ -63,8 +72,14 @@ class Runner:
         self._watch = watch
         self._function: Callable[[Any], Any] = algorithm.loaded()
         self._read = algorithm.signature.read
-        self._capacity = Capacity(boot.options.concurrency)
+        self._read_item = algorithm.signature.read_item if algorithm.item_taken is not None else None
+        together = 2 * algorithm.options.batch_max or 1  # a batch runs while the next one gathers
+        self._capacity = Capacity(boot.options.concurrency * together, boot.options.concurrency)
         self._answers = Answers(connection, self._version, boot, ready_ns)
+        self._forwarder = Forwarder(connection, self._answers)
+        self._yielding = Yielding(self._answers, self._feed)
+        self._joiner = Joiner(connection, boot.instance, self._answers, self._yielding, watch, self._hand_on)
+        self._feeds = Feeds(connection)
         self._threads = Threads(self.loop, "run")
         self._intake = Intake(
             connection,
@@ -74,55 +89,83 @@ class Runner:
             self._start,
             self._answers.refuse,
             self._answers.refuse_hop,
+            GrantBook(boot.route_key),
         )
         self._jobs: dict[str, Job] = {}
         self._ended = asyncio.Event()
-        self._suspended = 0
-        self._children: NatsTransport | None = None
-        self._children_lock = asyncio.Lock()
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._children = Children(connection, self._jobs, self._intake, self._joiner)
         self._sweeping: asyncio.TimerHandle | None = None
         self._dispatch = _choose_dispatch(algorithm)
+        self._batcher = (
+            Batcher(algorithm, boot.options.concurrency, self._threads, watch, self._done, _error_of)
+            if algorithm.options.batch_max
+            else None
+        )
 
     async def open(self) -> None:
         """Take calls from now on."""
         self._connection.join(subjects.controls_of(self._boot.instance), self._on_control)
         self._connection.join(f"{self._connection.identity.inbox}.gone.*", self._on_gone)
+        self._forwarder.open()
         await self._intake.open()
 
     async def drain(self, within_s: float) -> None:
         """Take no more, let what runs come to its end, tell the ledger."""
         await self._intake.drain()
-        if self._jobs and not self.stuck.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                if self._jobs and not self.stuck.is_set():
                     await self._ended.wait()
+                while self._keeping:
+                    await asyncio.wait(self._keeping)
+                await self._joiner.drain()
+                await self._forwarder.drain()
+        await self._joiner.close()
         self._answers.flush()
 
     @property
     def active(self) -> int:
-        """Runs under way."""
-        return len(self._jobs)
+        """Runs under way, and joins that wait for branches."""
+        return len(self._jobs) + len(self._keeping) + self._joiner.active
 
     # Starting
 
     def _start(self, job: Job) -> None:
         """Run a job that has its slot."""
-        known = self._jobs.get(job.call.run)
-        if known is not None:
+        known = self._jobs.get(job.run)
+        if known is not None and known.outflow is not None and known.call.attempt < job.call.attempt:
+            # Its parts went to somebody who is gone: what yields begins anew.
+            self._yielding.abandon(known, errors.Cancelled("it was sent again"))
+            known.abandoned_at = self.loop.time()
+        elif known is not None:
             self._adopt(known, job)
             return
         now = self.loop.time()
         if now >= job.deadline:
             self._end_slot(job)
             return
+        if is_claimed(job.call.content_type, job.call.payload):
+            self._fetch(job, now)
+            return
         job.started, job.started_at = now, time.time()
         timeout_s = self._boot.options.timeout_s
+        if job.place is not None and job.place.step.timeout_s is not None:
+            timeout_s = min(timeout_s or job.place.step.timeout_s, job.place.step.timeout_s)
         job.limit = job.deadline if timeout_s is None else min(job.deadline, now + timeout_s)
         job.context = self._context_of(job)
         if job.cold_ms:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
-        self._jobs[job.call.run] = job
-        self._watch.begin(job.call.run, int((job.limit + GRACE_S) * 1e9))
+        self._jobs[job.run] = job
+        self._watch.begin(job.run, int((job.limit + GRACE_S) * 1e9))
+        if self._algorithm.yields:
+            try:
+                self._yielding.open(job)
+            except errors.MeshError as error:
+                self._done(job, error, 0.0)
+                return
+        if job.call.feed and self._algorithm.item_taken is not None:
+            job.inflow = self._feeds.open(job)
         if self._dispatch.mode == "inline":
             self._done(job, self._work(job), self.loop.time() - now)
             return
@@ -131,14 +174,46 @@ class Runner:
         self._answers.began(job)
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
-        if self._dispatch.mode == "await":
-            job.task = self.loop.create_task(self._await(job), name=f"run-{job.call.run}")
+        if self._batcher is not None:
+            self._batcher.add(job)
+        elif self._dispatch.mode == "await":
+            job.task = self.loop.create_task(self._await(job), name=f"run-{job.run}")
         else:
             self._threads.submit(partial(self._in_thread, job))
 
+    def _fetch(self, job: Job, now: float) -> None:
+        """Its input lies elsewhere: fetch it, in its slot, and start it then."""
+        job.started, job.limit = now, job.deadline
+        self._jobs[job.run] = job
+        if self._sweeping is None:
+            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
+        job.task = self.loop.create_task(self._fetched(job), name=f"fetch-{job.run}")
+
+    async def _fetched(self, job: Job) -> None:
+        call, error = job.call, None
+        try:
+            lane = await self._joiner.lane()
+            given = content.Content(call.content_type, call.detail, call.payload)
+            real = await lane.claims.load(given, job.deadline)
+            job.call = replace(
+                call, content_type=real.content_type, detail=real.detail, payload=memoryview(real.payload)
+            )
+        except errors.MeshError as failure:
+            error = failure
+        finally:
+            if self._jobs.get(job.run) is job:
+                del self._jobs[job.run]
+            job.task = None
+        if error is not None and not job.abandoned_at:
+            self._answers.fail(job, error)
+        if error is not None or job.abandoned_at:
+            self._end_slot(job)
+        else:
+            self._start(job)
+
     def _context_of(self, job: Job) -> RunContext:
         call = job.call
-        origin = Origin(call.run, call.root, call.root_caller, call.depth, call.budget, job.limit)
+        origin = Origin(job.run, call.root, call.root_caller, call.depth, call.budget, job.limit, job.allowance)
         return RunContext(self, origin, parent=call.parent, caller=job.caller, algorithm=self._stage)
 
     def _adopt(self, known: Job, job: Job) -> None:
@@ -159,16 +234,28 @@ class Runner:
         assert job.context is not None
         token = enter(job.context)
         try:
-            call = job.call
             try:
-                value = self._read(call.content_type, call.detail, call.payload)
+                value = self._input(job)
             except errors.BadInput as error:
                 return error
-            return content.encode(self._function(value))
+            output = self._function(value)
+            return self._yielding.send(job, output) if self._algorithm.yields else content.encode(output)
         except BaseException as error:  # whatever user code raises, SystemExit too, is its caller's to know
             return _error_of(error)
         finally:
             leave(token)
+
+    def _input(self, job: Job) -> Any:
+        """The value that the code gets. Raises BadInput."""
+        call, algorithm = job.call, self._algorithm
+        read = self._read_item
+        if read is None:
+            return self._read(call.content_type, call.detail, call.payload)
+        if job.inflow is not None:
+            return job.inflow.iterate_async(read) if algorithm.is_async else job.inflow.iterate(read)
+        parts = content.split(content.Content(call.content_type, call.detail, call.payload))
+        items = map(read, parts)
+        return streams.async_iterator(items) if algorithm.is_async else items
 
     def _in_thread(self, job: Job) -> Callable[[], None]:
         began, began_cpu = time.perf_counter(), time.thread_time()
@@ -181,8 +268,11 @@ class Runner:
         token = enter(job.context)
         outcome: Outcome
         try:
-            value = self._read(job.call.content_type, job.call.detail, job.call.payload)
-            outcome = content.encode(await self._function(value))
+            output = self._function(self._input(job))
+            if self._algorithm.yields:
+                outcome = await self._yielding.send_async(job, output)
+            else:
+                outcome = content.encode(await output)
         except asyncio.CancelledError:
             outcome = errors.Cancelled("the run was stopped")
         except BaseException as error:  # as in _work
@@ -193,18 +283,65 @@ class Runner:
 
     def _done(self, job: Job, outcome: Outcome, took_s: float, cpu_s: float | None = None) -> None:
         """The code has come to its end: make room, answer, go on."""
-        if self._jobs.get(job.call.run) is job:
-            del self._jobs[job.call.run]
-        self._watch.end(job.call.run)
+        if self._jobs.get(job.run) is job:
+            del self._jobs[job.run]
+        self._watch.end(job.run)
         self._capacity.observe(took_s)
         self._intake.give_slot(job)
-        if not job.abandoned_at:
-            self._answers.answer(job, outcome, took_s)
+        if job.inflow is not None:
+            job.inflow.close()
+        if job.abandoned_at:
+            pass
+        elif job.outflow is not None:
+            self._yielding.end(job, outcome, took_s)
+        elif isinstance(outcome, content.Content) and is_large(outcome):
+            keeping = self.loop.create_task(self._keep(job, outcome, took_s), name=f"keep-{job.run}")
+            self._keeping.add(keeping)
+            keeping.add_done_callback(self._keeping.discard)
+        else:
+            self._settle(job, outcome, took_s)
         self._intake.serve()
         if self._dispatch.observe(took_s, cpu_s):
             log.info("dispatch_changed", dispatch=self._dispatch.mode, took_ms=round(took_s * 1000, 2))
         if self._intake.is_draining and not self._jobs:
             self._ended.set()
+
+    async def _keep(self, job: Job, output: content.Content, took_s: float) -> None:
+        """Put a large output where its reader can fetch it, and go on with its claim."""
+        outcome: Outcome
+        try:
+            outcome = await self._joiner.keep(job, output)
+        except errors.MeshError as error:
+            outcome = error
+        self._settle(job, outcome, took_s)
+
+    def _settle(self, job: Job, outcome: Outcome, took_s: float) -> None:
+        """The outcome goes to the next step, or to who waits."""
+        if job.next != END and isinstance(outcome, content.Content):
+            self._go_on(job, outcome, took_s)
+        else:
+            self._answers.answer(job, outcome, took_s)
+
+    def _go_on(self, job: Job, output: content.Content, took_s: float) -> None:
+        """The output is the next step's input, or that of several which are joined here."""
+        assert job.granted is not None
+        spent_ms = job.call.spent_ms + took_s * 1000
+        if isinstance(job.granted.route.steps[job.next], CallStep):
+            self._hand_on(job, job.next, output, spent_ms, took_s)
+        else:
+            self._joiner.begin(job, output, spent_ms, took_s)
+
+    def _hand_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
+        try:
+            self._forwarder.hand_over(job, at, output, spent_ms)
+        except errors.MeshError as error:
+            self._answers.fail(job, error, took_s)
+        else:
+            self._answers.handed_over(job, at, took_s)
+
+    def _feed(self, job: Job) -> None:
+        """The next step reads what this one yields, from the beginning."""
+        self._forwarder.hand_over(job, job.next, NOTHING, job.call.spent_ms, feed=self._boot.instance)
 
     # Time, cancel, callers that have gone
 
@@ -219,7 +356,8 @@ class Runner:
         self._watch.beat(time.monotonic_ns())
         for job in list(self._jobs.values()):
             if job.abandoned_at:
-                if now - job.abandoned_at > GRACE_S and job.task is None:
+                goes_on = self._batcher is not None and self._batcher.goes_on(job, now)
+                if now - job.abandoned_at > GRACE_S and job.task is None and not goes_on:
                     self.stuck.set()
             elif now >= job.limit:
                 expired = job.limit >= job.deadline
@@ -245,56 +383,58 @@ class Runner:
             job.context.cancelled = True
         if job.task is not None:
             job.task.cancel()
+        self._yielding.abandon(job, error)
+        if job.inflow is not None:
+            job.inflow.close()
+        for calling in job.calling:
+            calling.cancel()
+        if self._batcher is not None:
+            self._batcher.give_up(job)
 
     def _on_control(self, message: Message) -> None:
         try:
-            cancel = codec.decode_control(message.data)
+            word = codec.decode_control(message.data)
         except BadMessage as error:
             log.warning("control_ignored", error=str(error))
             return
-        job = self._jobs.get(cancel.run)
-        if job is not None and job.caller == message.subject.rpartition(".")[2] and job.call.attempt <= cancel.attempt:
-            self._abandon(job, errors.Cancelled("its caller stopped it"), "cancelled")
+        caller = message.subject.rpartition(".")[2]
+        match word:
+            case messages.Credit():
+                self._yielding.credit(word, caller)
+                return
+            case messages.Forget():
+                self._joiner.forget(word, caller)
+                return
+        if self._yielding.stop(word, caller):
+            return
+        for job in list(self._jobs.values()):
+            if job.call.run == word.run and job.caller == caller and job.call.attempt <= word.attempt:
+                self._abandon(job, errors.Cancelled("its caller stopped it"), "cancelled")
+        self._joiner.cancel(word, caller)
 
     def _on_gone(self, message: Message) -> None:
         """Nobody listened to our Running: after the third time in a row the caller has gone for good."""
-        job = self._jobs.get(message.subject.rpartition(".")[2])
+        run = message.subject.rpartition(".")[2]
+        job = self._jobs.get(run) or self._joiner.job(run)
         if job is not None and message.status == NO_RESPONDERS:
             job.gone += 1
-            if job.gone >= _GONE_TWICE:
-                self._abandon(job, errors.Cancelled("its caller has gone"), "cancelled")
+            if job.gone >= _GONE_TWICE and not self._yielding.lose_reader(job):
+                gone = errors.Cancelled("its caller has gone")
+                self._joiner.abandon(run, gone)
+                if run in self._jobs:
+                    self._abandon(job, gone, "cancelled")
 
     # Children
 
-    async def call_child(
-        self, context: RunContext, reference: Reference, value: Any, timeout: float | None
-    ) -> Response:
+    async def call_child(self, context: RunContext, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
         """Call on behalf of a run, which gives its slot back while it waits."""
-        job = self._jobs.get(context.run)
-        if job is None:
-            raise errors.Cancelled("this run has ended; it cannot call any more")
-        if self._suspended >= _MOST_SUSPENDED:
-            raise errors.Overloaded(f"{_MOST_SUSPENDED} runs of this instance wait for others already")
-        payload = clients.encode_input(value)
-        limit_s = clients.check_timeout(timeout, clients.DEFAULT_TIMEOUT_S)
-        transport = await self._children_transport()
-        self._suspended += 1
-        job.children += 1
-        self._intake.give_slot(job)
-        self._intake.serve()
-        try:
-            return await transport.call(reference, payload, limit_s, context.origin)
-        finally:
-            self._suspended -= 1
-            job.children -= 1
-            if not job.has_slot and not job.abandoned_at:
-                await self._intake.take_slot(job)
+        return await self._children.call(context, pipeline, value, timeout)
 
-    async def _children_transport(self) -> NatsTransport:
-        async with self._children_lock:
-            if self._children is None:
-                self._children = await NatsTransport.over(self._connection)
-            return self._children
+    def stream_child(
+        self, context: RunContext, pipeline: Pipeline, value: Any, timeout: float | None, told: Tell
+    ) -> AsyncGenerator[content.Content, None]:
+        """The same, part by part; `told` gets the metadata at the end."""
+        return self._children.stream(context, pipeline, value, timeout, told)
 
 
 _MORE_TIME = "give more time (timeout=…)"
@@ -305,7 +445,8 @@ def _choose_dispatch(algorithm: Algorithm[Any, Any]) -> DispatchChoice:
     """The dispatch to begin with; what may wait for others must not do so in the loop."""
     if algorithm.is_async:
         return DispatchChoice("await", is_fixed=True)
-    if algorithm.options.calls:
+    options = algorithm.options
+    if options.calls or options.batch_max or algorithm.yields or algorithm.item_taken is not None:
         return DispatchChoice("thread", is_fixed=True)
     wanted = os.environ.get("ALGOMESH_DISPATCH", "")
     return DispatchChoice("inline" if wanted == "inline" else "thread", is_fixed=wanted in ("inline", "thread"))

@@ -82,6 +82,12 @@ class WatchWriter:
             earliest_ns = min(filter(None, deadlines.values()), default=0) if deadlines else 0
             self._earliest_ns = words[_DEADLINE] = earliest_ns
 
+    def move(self, run: Hashable, deadline_ns: int) -> None:
+        """Say that `run`, which began, must be killed at another time."""
+        before, self._deadlines[run] = self._deadlines[run], deadline_ns
+        if before == self._earliest_ns or not self._earliest_ns or 0 < deadline_ns < self._earliest_ns:
+            self._earliest_ns = self._words[_DEADLINE] = min(filter(None, self._deadlines.values()), default=0)
+
     def release(self) -> None:
         """Let go of the page, so that its mapping can be closed."""
         self._words.release()

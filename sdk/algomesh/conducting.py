@@ -1,0 +1,321 @@
+"""Running a route from one of its steps on: what the sender of a pipeline does, and an instance that joins branches.
+
+A chain of calls is one message to its first stage; the stages hand over to one another. What fans out is sent,
+and joined, here: every branch is a chain of its own, whose answer comes back. A branch that fails cancels its
+siblings, and the error says which branch it was.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, Final
+
+from msgspec import Struct
+
+from algomesh import content as contents
+from algomesh import errors
+from algomesh.allowance import OWN_BUDGET, TOO_MANY, Allowance
+from algomesh.chain import Chain, chain_alone, chain_of_route
+from algomesh.claiming import is_large
+from algomesh.content import Content
+from algomesh.lane import Lane, Order
+from algomesh.leasing import Leases
+from algomesh.part_stream import PartStream
+from algomesh.pending import Pending
+from algomesh.response import Metadata
+from algomesh_broker import messages
+from algomesh_broker.grants import Granted
+from algomesh_broker.messages import ContentType
+from algomesh_broker.route import END, HEAD, AllStep, CallStep, EachStep, Route
+from algomesh_observability.tracing import traceparent
+
+_MOST_KNOWN: Final = 4096
+_AHEAD: Final = 8
+
+
+class Trip(Struct, frozen=True, kw_only=True):
+    """One journey along a route, on whose behalf and until when; `deadline` is the loop's time.
+
+    `agent` is the step that sends: HEAD for the sender of the whole, else the step of the joining instance.
+    `is_near` says whether who reads the end of it may be on this machine. `allowance` counts what a run begins; None
+    for who sends from outside.
+    """
+
+    granted: Granted | None
+    route: Route
+    root: str
+    parent: str
+    root_caller: str
+    deadline: float
+    depth: int = 0
+    allowance: Allowance | None = None
+    agent: int = HEAD
+    is_near: bool = True
+
+
+class Tally:
+    """What the calls of one journey took together; the names are of the last that answered."""
+
+    __slots__ = ("algorithm", "attempts", "cold_s", "compute_ms", "instance", "queued_ms", "version", "writers")
+
+    def __init__(self) -> None:
+        self.compute_ms = self.queued_ms = self.cold_s = 0.0
+        self.attempts = 1
+        self.algorithm = self.version = self.instance = ""
+        self.writers: set[str] = set()
+
+    def add(self, result: messages.Result, pending: Pending) -> None:
+        """Count one chain that has ended."""
+        self.compute_ms += result.compute_ms
+        self.queued_ms += result.queued_ms
+        self.cold_s = max(self.cold_s, pending.cold_s)
+        self.attempts = max(self.attempts, pending.call.attempt)
+        self.writers.update(result.writers)
+        self.algorithm, self.version, self.instance = pending.answered_by(result.at), result.version, result.instance
+
+    def metadata(self, content_type: ContentType, duration: float, run: str) -> Metadata:
+        """What a caller is told of the journey, which took `duration` seconds."""
+        return Metadata(
+            content_type=content_type,
+            duration=duration,
+            run_id=run,
+            version=self.version,
+            algorithm=self.algorithm,
+            cold_start_s=self.cold_s,
+            attempts=self.attempts,
+            compute_s=self.compute_ms / 1000,
+            queued_s=self.queued_ms / 1000,
+            instance=self.instance,
+        )
+
+
+class Conductor:
+    """Sends the chains of routes over one lane, and joins branches."""
+
+    def __init__(self, lane: Lane, leases: Leases | None = None) -> None:
+        """`leases` is needed where journeys have an allowance."""
+        self._lane = lane
+        self._leases = leases
+        self._loop = asyncio.get_running_loop()
+        self._random = random.Random()  # noqa: S311  # an id is a name, no secret
+        self._chains: dict[tuple[bytes, int], Chain] = {}
+
+    def new_run(self) -> str:
+        """An id that no other run has."""
+        return f"{self._random.getrandbits(128):032x}"
+
+    async def run(self, trip: Trip, at: int, content: Content, tally: Tally, run: str = "") -> Content:
+        """From step `at` to the end of its chain. Raises the MeshError that it ended in."""
+        while True:
+            step = trip.route.steps[at]
+            if isinstance(step, CallStep):
+                return await self._send(trip, at, content, tally, run)
+            content = await self.join(trip, at, content, tally)
+            if step.next == END:
+                return content
+            at = step.next
+
+    async def stream(
+        self, trip: Trip, content: Content | AsyncIterator[Content], tally: Tally, run: str = ""
+    ) -> AsyncGenerator[Content, None]:
+        """The whole route, its output part by part. `content` may be items that come one by one, for an `each`."""
+        at = 0
+        while True:
+            step = trip.route.steps[at]
+            if isinstance(step, EachStep) and step.next == END:
+                async for output in self.stream_each(trip, step, content, tally):
+                    yield output
+                return
+            if not isinstance(content, Content):
+                content = contents.join([item async for item in content], [])
+            if isinstance(step, CallStep):
+                parts = PartStream(self._lane, await self._order(trip, at, content, run))
+                async with aclosing(parts.parts()) as coming:
+                    async for part in coming:
+                        yield part
+                assert parts.result is not None
+                assert parts.pending is not None
+                tally.add(parts.result, parts.pending)
+                return
+            content = await self.join(trip, at, content, tally)
+            if step.next == END:
+                yield content
+                return
+            at = step.next
+
+    async def stream_each(
+        self, trip: Trip, step: EachStep, content: Content | AsyncIterator[Content], tally: Tally
+    ) -> AsyncGenerator[Content, None]:
+        """The outputs of an `each`: in the order of the items, or as they come."""
+        held: dict[int, Content] = {}
+        due = 0
+
+        def has_room(number: int) -> bool:
+            """One slow item must not have everything behind it pile up here."""
+            return not step.ordered or number < due + _AHEAD * step.in_flight
+
+        async with aclosing(self.each(trip, step, content, tally, has_room)) as coming:
+            async for number, output in coming:
+                if not step.ordered:
+                    yield output
+                    continue
+                held[number] = output
+                while due in held:
+                    yield held.pop(due)
+                    due += 1
+
+    async def join(self, trip: Trip, at: int, content: Content, tally: Tally) -> Content:
+        """The branches of step `at`, all of them, as one content. Raises the error of the first that fails."""
+        step = trip.route.steps[at]
+        if isinstance(step, AllStep):
+            owner = object()
+            if is_large(content):  # once for all branches
+                content = await self._lane.keep(content, trip.deadline, owner)
+            labels = [_label(trip.route, step, number) for number in range(len(step.branches))]
+            branches = [
+                self._branch(trip, branch, content, tally, label)
+                for branch, label in zip(step.branches, labels, strict=True)
+            ]
+            try:
+                return contents.join(await _all_of(branches), step.names)
+            finally:
+                self._lane.claims.forget(owner)
+        assert isinstance(step, EachStep)
+        numbered = [pair async for pair in self.each(trip, step, content, tally)]
+        if step.ordered:
+            numbered.sort(key=_number)
+        return contents.join([item for _, item in numbered], [])
+
+    async def each(
+        self,
+        trip: Trip,
+        step: EachStep,
+        content: Content | AsyncIterator[Content],
+        tally: Tally,
+        has_room: Callable[[int], bool] = lambda _: True,
+    ) -> AsyncGenerator[tuple[int, Content], None]:
+        """Run the body for every item, `in_flight` at once; yields (number, output) as they end.
+
+        The next item is asked for when there is room for it, so an endless source is fine.
+        """
+        if isinstance(content, Content):
+            content = _listed(contents.split(await self._lane.claims.load(content, trip.deadline)))
+        source = content
+        running: dict[asyncio.Task[Content], int] = {}
+        number = 0
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(running) < step.in_flight and has_room(number):
+                    try:
+                        item = await anext(source)
+                    except StopAsyncIteration:
+                        exhausted = True
+                        break
+                    work = self._branch(trip, step.body, item, tally, f"item {number}")
+                    running[self._loop.create_task(work, name=f"each-{number}")] = number
+                    number += 1
+                if not running:
+                    return
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield running.pop(task), task.result()
+        finally:
+            await _end(running)
+
+    async def _branch(self, trip: Trip, at: int, content: Content, tally: Tally, label: str) -> Content:
+        try:
+            return await self.run(trip, at, content, tally)
+        except errors.MeshError as error:
+            error.branch = [label, *error.branch]
+            raise
+
+    async def _send(self, trip: Trip, at: int, content: Content, tally: Tally, run: str) -> Content:
+        """One chain of calls: to its first stage, and back from its last."""
+        result, pending = await self._lane.call(await self._order(trip, at, content, run))
+        tally.add(result, pending)
+        return Content(result.content_type, result.detail, result.payload)
+
+    async def _order(self, trip: Trip, at: int, content: Content, run: str) -> Order:
+        route, place = trip.route, trip.route.places[at]
+        run = run or self.new_run()
+        grant = b"" if trip.granted is None else trip.granted.token
+        chain = self._chain(route, at, is_granted=bool(grant))
+        budget = await self.budget(trip.allowance, len(chain.stages))
+        return Order(
+            version=place.version,
+            content=content,
+            deadline=trip.deadline,
+            chain=chain,
+            run=run,
+            root=trip.root or run,
+            parent=trip.parent,
+            root_caller=trip.root_caller,
+            depth=trip.depth,
+            budget=budget,
+            traceparent=traceparent(trip.root or run, run),
+            grant=grant,
+            at=at if grant else -1,
+            is_hop=trip.agent != HEAD,
+            is_near=trip.is_near,
+        )
+
+    async def budget(self, allowance: Allowance | None, runs: int) -> int:
+        """Begin `runs` runs, and say what each of them may begin unasked. Raises BudgetExceeded."""
+        if allowance is None:
+            return OWN_BUDGET // runs
+        budget = allowance.spend(runs)
+        if budget < 0:
+            if self._leases is None:
+                raise errors.BudgetExceeded(TOO_MANY)
+            await self._leases.take(allowance, runs)
+        return max(0, budget)
+
+    def _chain(self, route: Route, at: int, *, is_granted: bool) -> Chain:
+        chain = self._chains.get((route.data, at))
+        if chain is None:
+            if len(self._chains) >= _MOST_KNOWN:
+                self._chains.clear()
+            chain = chain_of_route(route, at) if is_granted else chain_alone(route, at)
+            self._chains[route.data, at] = chain
+        return chain
+
+
+async def _listed(items: list[Content]) -> AsyncIterator[Content]:
+    for item in items:
+        yield item
+
+
+async def _all_of(branches: list[Coroutine[Any, Any, Content]]) -> list[Content]:
+    """Run them together; the first error ends the others."""
+    tasks = [asyncio.ensure_future(branch) for branch in branches]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _end(tasks)
+
+
+async def _end(tasks: Iterable[asyncio.Task[Content]]) -> None:
+    """Cancel what still runs, and see it end."""
+    left = [task for task in tasks if not task.done()]
+    for task in left:
+        task.cancel()
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # looked at: of several failures only the first is told
+    if left:
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+def _label(route: Route, step: AllStep, number: int) -> str:
+    """How an error calls a branch: by its name, else by its place and the algorithm it begins with."""
+    if step.names:
+        return f"branch {step.names[number]!r}"
+    first = route.steps[step.branches[number]]
+    begins = f" ({first.version})" if isinstance(first, CallStep) else ""
+    return f"branch {number + 1}{begins}"
+
+
+def _number(pair: tuple[int, Content]) -> int:
+    return pair[0]

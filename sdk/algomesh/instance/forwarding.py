@@ -1,0 +1,170 @@
+"""Handing over: the output of a step goes straight to the next step's version, in this instance's own name.
+
+The hop's reply field is an inbox of ours, where the server says at once if nobody is subscribed; then the same
+envelope is parked. So an output is kept until the server has confirmed all that was sent before (one PING for many
+hops), and for as long as the stream takes to answer where it had to be parked.
+"""
+
+import asyncio
+from typing import Final, NamedTuple
+
+from algomesh import errors
+from algomesh.content import Content
+from algomesh.instance.answers import Answers
+from algomesh.instance.job import Job
+from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream_refusal
+from algomesh_broker import codec, messages, subjects
+from algomesh_broker.connection import Connection, Message
+from algomesh_broker.errors import BrokerError, PayloadTooLarge
+from algomesh_broker.names import VersionId
+from algomesh_broker.protocol import NO_RESPONDERS
+from algomesh_observability.logger import get_logger
+
+log = get_logger("algomesh.forwarding")
+
+_CONFIRM_S: Final = 0.005
+
+
+class _Kept(NamedTuple):
+    """A hop that may have to be parked."""
+
+    version: VersionId
+    subject: str
+    envelope: bytes
+    call: messages.Call
+    caller: str
+    deadline: float
+
+
+class Forwarder:
+    """The way out of one instance to the next steps of pipelines."""
+
+    def __init__(self, connection: Connection, answers: Answers) -> None:
+        self._connection = connection
+        self._answers = answers
+        self._me = connection.identity.caller
+        self._inbox = f"{connection.identity.inbox}.hop"
+        self._loop = asyncio.get_running_loop()
+        self._sent: dict[str, _Kept] = {}
+        self._parked: dict[str, _Kept] = {}
+        self._free: list[str] = []
+        self._count = 0
+        self._subjects: dict[VersionId, str] = {}
+        self._confirming: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Hear when a hop finds nobody."""
+        self._connection.join(f"{self._inbox}.*", self._on_word)
+
+    def hand_over(self, job: Job, at: int, output: Content, spent_ms: float, feed: str = "") -> None:
+        """Send `output` to step `at`; or, where `feed` is given, word that this instance yields its input.
+
+        Raises PayloadTooLarge (the SDK's) when no message can carry it.
+        """
+        assert job.granted is not None
+        call, version = job.call, job.granted.route.places[at].version
+        subject = self._subjects.get(version)
+        if subject is None:
+            subject = self._subjects[version] = subjects.hop(version, self._me)
+        onward = messages.Call(
+            run=call.run,
+            root=call.root,
+            parent=call.parent,
+            root_caller=call.root_caller,
+            attempt=call.attempt,
+            session=call.session,
+            call=call.call,
+            time_left_ms=max(1, int((job.deadline - self._loop.time()) * 1000)),
+            depth=call.depth,
+            budget=call.budget,
+            content_type=output.content_type,
+            detail=output.detail,
+            payload=memoryview(output.payload),
+            traceparent=call.traceparent,
+            grant=call.grant,
+            at=at,
+            reply_to=job.caller,
+            credit=call.credit,
+            spent_ms=spent_ms,
+            feed=feed,
+            writers=job.writers,
+            is_near=call.is_near,
+        )
+        envelope = codec.encode(onward)
+        ticket = self._take_ticket()
+        try:
+            self._connection.publish(subject, envelope, ticket)
+        except PayloadTooLarge as error:
+            raise errors.PayloadTooLarge(f"the output is too large for the next step: {error}; return less") from error
+        self._sent[ticket] = _Kept(version, subject, envelope, onward, job.caller, job.deadline)
+        if self._confirming is None:
+            self._confirming = self._loop.create_task(self._confirm(), name="confirm-hops")
+
+    async def drain(self) -> None:
+        """Return when every hop has found somebody, or lies with the stream."""
+        while self._confirming is not None:
+            await asyncio.wait([self._confirming])
+
+    def _take_ticket(self) -> str:
+        if self._free:
+            return self._free.pop()
+        self._count += 1
+        return f"{self._inbox}.{self._count}"
+
+    async def _confirm(self) -> None:
+        """Forget what the server has dealt with: its word about a hop comes before its PONG."""
+        while self._sent:
+            await asyncio.sleep(_CONFIRM_S)
+            tickets = list(self._sent)
+            try:
+                await self._connection.flush()
+            except BrokerError as error:
+                log.info("hops_not_confirmed", count=len(tickets), error=str(error))
+            for ticket in tickets:
+                if self._sent.pop(ticket, None) is not None:
+                    self._free.append(ticket)
+        self._confirming = None
+
+    def _on_word(self, message: Message) -> None:
+        """Nobody is there for a hop, or the stream's answer to a parked one."""
+        ticket = message.subject
+        kept = self._sent.pop(ticket, None)
+        if kept is not None:
+            if message.status == NO_RESPONDERS:
+                self._park(ticket, kept)
+                self._answers.say_parked(kept.call, kept.caller)
+            return
+        kept = self._parked.pop(ticket, None)
+        if kept is None:
+            return
+        refusal = (UNAVAILABLE, "") if message.status == NO_RESPONDERS else stream_refusal(message.data)
+        if refusal is None:
+            self._free.append(ticket)
+        elif refusal[0] == UNAVAILABLE:
+            self._loop.call_later(RETRY_S, self._park, ticket, kept)
+        else:
+            self._free.append(ticket)
+            self._answers.fail_step(kept.call, kept.caller, refused_parking(*refusal, stage=str(kept.version)))
+
+    def _park(self, ticket: str, kept: _Kept) -> None:
+        left_s = kept.deadline - self._loop.time()
+        if left_s <= 0:
+            self._free.append(ticket)
+            return  # who waited has given up
+        self._parked[ticket] = kept
+        try:
+            park(
+                self._connection,
+                kept.subject,
+                kept.envelope,
+                ticket,
+                left_s,
+                version=kept.version,
+                demander=self._me,
+                call=kept.call,
+            )
+        except PayloadTooLarge as error:
+            del self._parked[ticket]
+            self._free.append(ticket)
+            refused = errors.PayloadTooLarge(str(error), stage=str(kept.version))
+            self._answers.fail_step(kept.call, kept.caller, refused)
