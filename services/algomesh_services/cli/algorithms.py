@@ -1,9 +1,13 @@
 """`publish` and `ls`."""
 
+import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from algomesh.errors import MeshError
 from algomesh.nats_transport import translate
+from algomesh.pipeline import Pipeline
 from algomesh.publishing import Progress
 from algomesh.publishing import publish as publish_project
 from algomesh_broker.connection import Connection
@@ -16,8 +20,9 @@ from algomesh_services.cli.session import run
 _LS = (
     Column("algorithm", "algorithm"),
     Column("version", "version"),
+    Column("aliases", "aliases", lambda aliases: ", ".join(_share(*each) for each in aliases.items())),
     Column("published", "published", lambda since: f"{ago(since)} ago" if since else ""),
-    Column("description", "description"),
+    Column("shown", "description"),
 )
 
 
@@ -69,13 +74,40 @@ def ls(*, as_json: bool) -> None:
                 "published": version.published_at,
                 "description": version.description,
                 "digest": version.digest,
+                "pipeline": json.loads(version.pipeline) if version.pipeline else None,
+                "aliases": shares(entry.aliases, version.version),
             }
             for entry in entries
             for version in reversed(entry.versions)
         ]
 
     rows = run(work, needs_nats_for="ls")
+    if not as_json:
+        rows = [{**row, "shown": _describe(row)} for row in rows]
     print_rows(rows, _LS, as_json=as_json, empty="nothing is published yet; publish with: algomesh publish PATH")
+
+
+def shares(aliases: Mapping[str, Mapping[str, int]], version: str) -> dict[str, float]:
+    """The aliases that may mean `version`, each with its share of the calls, 0 to 1."""
+    return {
+        alias: weights[version] / sum(weights.values())
+        for alias, weights in sorted(aliases.items())
+        if weights.get(version, 0) > 0
+    }
+
+
+def _share(alias: str, share: float) -> str:
+    return alias if share == 1 else f"{alias} {100 * share:.3g} %"
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    """What a version is, in a line; of a pipeline, if nothing else is said of it, what it is made of."""
+    if row["pipeline"] is None or row["description"]:
+        return str(row["description"])
+    try:
+        return repr(Pipeline.from_json(json.dumps(row["pipeline"])))
+    except MeshError:  # one of a newer mesh
+        return "a pipeline"
 
 
 def _row(version: Published) -> dict[str, Any]:

@@ -23,10 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 keys = typer.Typer(rich_markup_mode=_STYLE, no_args_is_help=True, help="Make, list and revoke API keys.")
+aliases = typer.Typer(
+    rich_markup_mode=_STYLE, no_args_is_help=True, help="Give versions names of your own, such as stable and canary."
+)
+app.add_typer(aliases, name="alias", rich_help_panel=_ALGORITHMS)
 app.add_typer(keys, name="key", rich_help_panel=_WATCH)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: a list of objects.")]
-Reference = Annotated[str, typer.Argument(metavar="REF", help="owner/name, or owner/name/1.2.0")]
+Reference = Annotated[str, typer.Argument(metavar="REF", help="owner/name, owner/name/1.2.0, or owner/name/alias")]
+Algorithm = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The algorithm.")]
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="A name of your own, like stable.")]
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", envvar="ALGOMESH_STATE", help="Where the mesh keeps everything."),
@@ -121,17 +127,19 @@ def nats_config(state: State = None) -> None:
 
 @app.command(rich_help_panel=_ALGORITHMS)
 def publish(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, or one .py file.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, one .py file, or a pipeline's .json.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make the algorithms of a folder or a file callable.
+    """Make the algorithms and the named pipelines of a folder or a file callable.
 
-    What is published never changes: other code needs another version.
+    What is published never changes: other code needs another version. A pipeline is a variable of the file:
+    JUDGE = algomesh.named("me/judge", clean | sentiment, version="1.0.0"); or JSON: {"name", "version", "pipeline"}.
 
     \b
     algomesh publish .
     algomesh publish services/catalog/text_clean
     algomesh publish one_file.py
+    algomesh publish judge.json
     """
     from algomesh_services.cli import algorithms
 
@@ -168,7 +176,7 @@ def call(
 
 @app.command(rich_help_panel=_ALGORITHMS)
 def ls(as_json: AsJson = False) -> None:
-    """List the published algorithms and their versions."""
+    """List the published algorithms and pipelines, their versions, and the aliases of each."""
     from algomesh_services.cli import algorithms
 
     algorithms.ls(as_json=as_json)
@@ -232,6 +240,57 @@ def logs(
     from algomesh_services.cli import fleet
 
     fleet.logs(reference, run_id=run, lines=lines, as_json=as_json)
+
+
+@aliases.command("set")
+def alias_set(
+    algorithm: Algorithm,
+    alias: Alias,
+    versions: Annotated[
+        list[str], typer.Argument(metavar="VERSION[=WEIGHT]…", help="What it means; several share the calls by weight.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Let an alias mean a version, or split the calls between several; at once, and for every caller.
+
+    Call it as owner/name/ALIAS. Who names a version keeps that version.
+
+    \b
+    algomesh alias set text/sentiment stable 1.1.0
+    algomesh alias set text/sentiment canary 1.1.0=90 2.0.0=10
+    algomesh call text/sentiment/canary 'I LOVE it'
+    """
+    from algomesh_services.cli import aliases as alias_commands
+
+    alias_commands.set_(algorithm, alias, versions, as_json=as_json)
+
+
+@aliases.command("rm")
+def alias_rm(algorithm: Algorithm, alias: Alias, as_json: AsJson = False) -> None:
+    """Forget an alias: calls by it are refused from now on.
+
+    \b
+    algomesh alias rm text/sentiment canary
+    """
+    from algomesh_services.cli import aliases as alias_commands
+
+    alias_commands.remove(algorithm, alias, as_json=as_json)
+
+
+@aliases.command("ls")
+def alias_ls(
+    algorithm: Annotated[str, typer.Argument(metavar="[OWNER/NAME]", help="Only those of this algorithm.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the aliases and what they mean.
+
+    \b
+    algomesh alias ls
+    algomesh alias ls text/sentiment
+    """
+    from algomesh_services.cli import aliases as alias_commands
+
+    alias_commands.ls(algorithm, as_json=as_json)
 
 
 @keys.command("create")

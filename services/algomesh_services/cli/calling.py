@@ -14,6 +14,7 @@ import typer
 from algomesh.clients import DEFAULT_TIMEOUT_S, check_timeout, open_transport, parse_reference
 from algomesh.content import Content
 from algomesh.errors import BadInput, MeshError
+from algomesh.pipeline import value_of
 from algomesh.response import Response
 from algomesh_services.cli.address import find_address
 from algomesh_services.cli.output import is_terminal, milliseconds, note, print_json, write
@@ -41,7 +42,7 @@ def call(
             try:
                 async with _words_while_waiting(str(wanted)):
                     limit = check_timeout(timeout_s, DEFAULT_TIMEOUT_S)
-                    return await transport.call(wanted, content, limit, None)
+                    return await transport.call(value_of(wanted), content, limit, None)
             except BadInput as error:
                 raise _with_hint(error, content) from error
             finally:

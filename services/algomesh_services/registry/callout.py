@@ -29,14 +29,22 @@ _LOGGED_A_SECOND = 5
 
 
 class Grants:
-    """What every published version may call, in memory."""
+    """What every published version may call, and which of them are pipelines, in memory."""
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[str, ...]] = {}
+        self._pipelines: set[str] = set()
 
     def put(self, record: VersionRecord) -> None:
         """Know a version."""
-        self._calls[f"{record.owner}/{record.name}/{record.version}"] = record.calls
+        version = f"{record.owner}/{record.name}/{record.version}"
+        self._calls[version] = record.calls
+        if record.pipeline:
+            self._pipelines.add(version)
+
+    def is_pipeline(self, version: str) -> bool:
+        """Whether `owner/name/1.2.0` is a named pipeline, which has no instances."""
+        return version in self._pipelines
 
     def calls_of(self, version: str) -> tuple[str, ...] | None:
         """What `owner/name/1.2.0` may call; None when it was never published."""
@@ -132,6 +140,8 @@ class Callout:
         calls = self._grants.calls_of(str(version))
         if calls is None:
             raise Unauthenticated(f"{version} was never published")
+        if self._grants.is_pipeline(str(version)):
+            raise Unauthenticated(f"{version} is a named pipeline, which has no instances")
         allowed = permissions.of_instance(version, instance, calls)
         return version.caller, allowed, min(expires, now + self._session_s)
 

@@ -28,4 +28,23 @@ MIGRATIONS = (
         PRIMARY KEY (owner, name, version)
     );
     """,
+    """
+    ALTER TABLE versions
+        ADD COLUMN pipeline bytea NOT NULL DEFAULT '',
+        ADD COLUMN takes    text NOT NULL DEFAULT '',
+        ADD COLUMN gives    text NOT NULL DEFAULT '',
+        ADD COLUMN cache_s  double precision NOT NULL DEFAULT 0,
+        ADD COLUMN takes_parts boolean NOT NULL DEFAULT false;
+
+    CREATE TABLE aliases (
+        owner      text NOT NULL,
+        name       text NOT NULL,
+        alias      text NOT NULL,
+        versions   text[] NOT NULL,
+        weights    integer[] NOT NULL,
+        changed_at timestamptz NOT NULL DEFAULT now(),
+        changed_by text NOT NULL,
+        PRIMARY KEY (owner, name, alias)
+    );
+    """,
 )

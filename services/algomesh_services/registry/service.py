@@ -26,6 +26,7 @@ from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.callout import Callout, Grants
 from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.mirror import Mirror
+from algomesh_services.registry.routes import RouteSigner
 from algomesh_services.registry.settings import Settings
 from algomesh_services.registry.store import Store
 from algomesh_services.registry.upkeep import Upkeep
@@ -100,10 +101,11 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
     upkeep.start()
     stack.push_async_callback(upkeep.close)
     await _first_of(upkeep.is_fresh, upkeep.task)
+    launchers = credentials.read_launchers(secrets)
     callout = Callout(
         connection,
         issuer,
-        credentials.read_launchers(secrets),
+        launchers,
         keys,
         grants,
         find_key=upkeep.find_key,
@@ -111,7 +113,15 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
         session_s=settings.session_s,
     )
     stack.push_async_callback(callout.close)
-    verbs = Verbs(store, mirror, archives, keys)
+    routes = RouteSigner(
+        credentials.read_seed(secrets, PROGRAM),
+        launchers,
+        keys,
+        grants,
+        find_key=upkeep.find_key,
+        find_version=upkeep.find_version,
+    )
+    verbs = Verbs(store, mirror, archives, keys, routes)
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
     await requests.serve()
     await callout.serve()

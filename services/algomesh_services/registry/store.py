@@ -1,4 +1,4 @@
-"""The registry's tables in PostgreSQL: keys and versions. Postgres decides; the directory in NATS is a copy.
+"""The registry's tables in PostgreSQL: keys, versions and aliases. Postgres decides; the directory in NATS is a copy.
 
 Whatever the database does wrong comes out as StoreAway; every write can then be sent again.
 """
@@ -48,6 +48,20 @@ class VersionRecord(NamedTuple):
     min_instances: int
     description: str
     published_at: float
+    pipeline: bytes
+    takes: str
+    gives: str
+    cache_s: float
+    takes_parts: bool
+
+
+class AliasRecord(NamedTuple):
+    """What an alias of an algorithm means: versions, each with its weight."""
+
+    owner: str
+    name: str
+    alias: str
+    weights: dict[str, int]
 
 
 _KEYS = (
@@ -56,8 +70,10 @@ _KEYS = (
 )
 _VERSIONS = (
     "SELECT owner, name, version, digest, calls, timeout_s, attempts, min_instances, description,"
-    " extract(epoch from published_at)::float8 FROM versions"
+    " extract(epoch from published_at)::float8, pipeline, takes, gives, cache_s,"
+    " takes_parts FROM versions"
 )
+_ALIASES = "SELECT owner, name, alias, versions, weights FROM aliases"
 
 
 class Store:
@@ -154,14 +170,39 @@ class Store:
             await session.execute("SELECT pg_advisory_xact_lock($1)", _PUBLISH_LOCK)
             inserted = await session.fetchval(
                 "INSERT INTO versions (owner, name, version, digest, manifest, calls, timeout_s, attempts,"
-                " min_instances, description, published_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+                " min_instances, description, published_by, pipeline, takes, gives, cache_s, takes_parts)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
                 " ON CONFLICT DO NOTHING RETURNING true",
                 *(version.owner, version.name, str(version.version), digest, pack(manifest), options.calls),
                 *(options.timeout_s, options.attempts, options.min_instances, manifest.description, by),
+                *(manifest.pipeline, manifest.takes, manifest.gives, options.cache_s, options.takes_parts),
             )
             if inserted:
                 await self._tell(session, "version", str(version))
         return bool(inserted)
+
+    # Aliases
+
+    async def aliases(self, owner: str = "", name: str = "") -> list[AliasRecord]:
+        """Every alias, or those of one algorithm."""
+        where, arguments = (" WHERE owner = $1 AND name = $2", (owner, name)) if owner else ("", ())
+        rows = await self._pool.fetch(_ALIASES + where, *arguments)
+        return [_alias(row) for row in rows]
+
+    async def set_alias(self, record: AliasRecord, by: str) -> None:
+        """Let an alias mean this from now on."""
+        query = (
+            "INSERT INTO aliases (owner, name, alias, versions, weights, changed_by) VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT (owner, name, alias)"
+            " DO UPDATE SET versions = $4, weights = $5, changed_at = now(), changed_by = $6 RETURNING true"
+        )
+        versions, weights = list(record.weights), list(record.weights.values())
+        await self._pool.fetch(query, record.owner, record.name, record.alias, versions, weights, by)
+
+    async def remove_alias(self, owner: str, name: str, alias: str) -> bool:
+        """Forget an alias; False when there was none."""
+        query = "DELETE FROM aliases WHERE owner = $1 AND name = $2 AND alias = $3 RETURNING true"
+        return bool(await self._pool.fetch(query, owner, name, alias))
 
     @contextlib.asynccontextmanager
     async def mirroring(self) -> AsyncIterator[None]:
@@ -200,3 +241,8 @@ def _key(row: Row) -> KeyRecord:
 def _version(row: Row) -> VersionRecord:
     owner, name, version, digest, calls, *rest = row
     return VersionRecord(owner, name, version, digest, tuple(calls), *rest)
+
+
+def _alias(row: Row) -> AliasRecord:
+    owner, name, alias, versions, weights = row
+    return AliasRecord(owner, name, alias, dict(zip(versions, weights, strict=True)))

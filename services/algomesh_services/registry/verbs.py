@@ -11,8 +11,10 @@ archive_missing       publish came before upload
 digest_mismatch       the archive is not what its digest says
 archive_too_large     over the limit
 storage_failed        the disk is full, or cannot be written
-permission_denied     the key may not grant what the version wants to call
+permission_denied     the key may not grant what the version wants to call, or not call a route's stages
 unknown_algorithm, unknown_version, unknown_archive, unknown_key
+bad_reference         a pipeline leads back to itself, or a name is no alias
+bad_input             a pipeline's stages do not fit one another
 key_exists, bad_scope
 overloaded            another piece of the same archive is being written
 
@@ -26,15 +28,25 @@ from msgspec import Struct
 from algomesh_broker import platform
 from algomesh_broker.errors import BadName
 from algomesh_broker.identity import key_id, new_key
-from algomesh_broker.names import Version, VersionId
+from algomesh_broker.names import Reference, Version, VersionId
+from algomesh_broker.permissions import CallRights
 from algomesh_broker.platform import unpack
 from algomesh_broker.request_server import Handler, Refusal
 from algomesh_broker.subjects import PlatformRequest
 from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.keys import KeyRing, check_key_name, check_scopes
+from algomesh_services.registry.leases import Leases
 from algomesh_services.registry.mirror import Mirror
-from algomesh_services.registry.store import KeyRecord, Store
-from algomesh_services.registry.versions import check_calls, check_manifest, check_requirements, next_free
+from algomesh_services.registry.pipelines import Pipelines
+from algomesh_services.registry.routes import RouteSigner
+from algomesh_services.registry.store import AliasRecord, KeyRecord, Store
+from algomesh_services.registry.versions import (
+    check_alias_set,
+    check_calls,
+    check_manifest,
+    check_requirements,
+    next_free,
+)
 
 log = structlog.get_logger("algomesh.registry")
 
@@ -42,13 +54,18 @@ log = structlog.get_logger("algomesh.registry")
 class Verbs:
     """The verbs by name in `table`. Each raises Refusal, StoreAway or BrokerError."""
 
-    def __init__(self, store: Store, mirror: Mirror, archives: Archives, keys: KeyRing) -> None:
+    def __init__(self, store: Store, mirror: Mirror, archives: Archives, keys: KeyRing, routes: RouteSigner) -> None:
         self._store, self._mirror, self._archives, self._keys = store, mirror, archives, keys
+        self._leases = Leases()
+        self._routes, self._pipelines = routes, Pipelines(mirror)
         self.table: dict[str, Handler] = {
             "upload": self._upload,
             "publish": self._publish,
             "archive": self._archive,
             "manifest": self._manifest,
+            "route": self._route,
+            "lease": self._lease,
+            "alias-set": self._alias_set,
             "key-create": self._key_create,
             "key-list": self._key_list,
             "key-revoke": self._key_revoke,
@@ -66,10 +83,14 @@ class Verbs:
         publish = unpack(platform.Publish, body)
         manifest = publish.manifest
         version = check_manifest(manifest, request.algorithm)
-        check_calls(version, manifest.options.calls, self._keys.scopes_of(request.caller))
-        check_requirements(version, manifest.requirements)
-        if not self._archives.has(publish.digest):
-            raise Refusal("archive_missing", f"the archive of {version} is not here; upload it, then publish")
+        scopes = self._keys.scopes_of(request.caller)
+        if manifest.pipeline:
+            await self._pipelines.check_new(version, publish, CallRights.of_scopes(scopes))
+        else:
+            check_calls(version, manifest.options.calls, scopes)
+            check_requirements(version, manifest.requirements)
+            if not self._archives.has(publish.digest):
+                raise Refusal("archive_missing", f"the archive of {version} is not here; upload it, then publish")
         created = await self._store.add_version(version, manifest, publish.digest, request.caller)
         if not created:
             await self._refuse_other_content(version, publish)
@@ -101,6 +122,29 @@ class Verbs:
         if stored is None:
             raise Refusal("unknown_version", f"{version} was never published")
         return stored
+
+    async def _alias_set(self, request: PlatformRequest, body: bytes) -> Struct:
+        asked = unpack(platform.AliasSet, body)
+        owner, name, _ = Reference.parse(request.algorithm)
+        entry = await self._mirror.stored_entry(owner, name)
+        check_alias_set(asked, entry, request.algorithm)
+        if asked.weights and entry is not None:
+            await self._pipelines.check_alias(entry, asked.alias, asked.weights)
+            await self._store.set_alias(AliasRecord(owner, name, asked.alias, asked.weights), request.caller)
+        else:
+            await self._store.remove_alias(owner, name, asked.alias)
+        await self._mirror.write(owner, name)
+        log.info(
+            "alias_set", algorithm=request.algorithm, alias=asked.alias, weights=asked.weights, caller=request.caller
+        )
+        return platform.Done(count=len(asked.weights))
+
+    async def _route(self, request: PlatformRequest, body: bytes) -> Struct:
+        return await self._routes.sign(request.caller, unpack(platform.RouteAsk, body))
+
+    async def _lease(self, _: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.Lease, body)
+        return platform.Leased(runs=self._leases.take(wanted.root, wanted.runs))
 
     async def _key_create(self, request: PlatformRequest, body: bytes) -> Struct:
         wanted = unpack(platform.KeyCreate, body)

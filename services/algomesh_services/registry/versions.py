@@ -1,4 +1,4 @@
-"""Whether a version may be published: its manifest's bounds, its requirements, what it wants to call.
+"""Whether a version may be published, or called by an alias: bounds, requirements, what it wants to call.
 
 Pure functions that raise Refusal with what to do about it. User code is never imported here.
 """
@@ -12,9 +12,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from algomesh_broker.errors import BadName
-from algomesh_broker.names import RESERVED_OWNERS, Version, VersionId, check_name
+from algomesh_broker.messages import AlgorithmEntry
+from algomesh_broker.names import RESERVED_OWNERS, Version, VersionId, check_alias, check_name
 from algomesh_broker.permissions import Pattern, may_call
-from algomesh_broker.platform import Manifest, Options
+from algomesh_broker.platform import AliasSet, Manifest, Options
 from algomesh_broker.request_server import Refusal
 
 _MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
@@ -22,7 +23,9 @@ _ENTRY = re.compile(rf"{_MODULE}:{_MODULE}", re.ASCII)
 _DOTTED = re.compile(_MODULE, re.ASCII)
 _LONGEST_DESCRIPTION, _LONGEST_SCHEMA, _LONGEST_LINE = 4_000, 64 * 1024, 500
 _MOST_CALLS, _MOST_PRELOADS, _MOST_REQUIREMENTS = 64, 64, 256
+_MOST_ALIASES, _MOST_TARGETS, _MOST_WEIGHT = 64, 16, 1_000_000
 _DAY_S = 86_400.0
+LARGEST_PIPELINE = 256 * 1024
 
 
 def check_manifest(manifest: Manifest, algorithm: str) -> VersionId:
@@ -35,16 +38,61 @@ def check_manifest(manifest: Manifest, algorithm: str) -> VersionId:
         raise Refusal("bad_manifest", f"the manifest is of {version.algorithm}, and was sent as {algorithm}")
     if version.owner in RESERVED_OWNERS:
         raise Refusal("name_reserved", f"the owner {version.owner!r} is kept for the mesh itself; take another")
-    if not _ENTRY.fullmatch(manifest.entry) or len(manifest.entry) > _LONGEST_LINE:
+    if manifest.pipeline:
+        _check_pipeline(version, manifest)
+    elif not _ENTRY.fullmatch(manifest.entry) or len(manifest.entry) > _LONGEST_LINE:
         raise _bad(version, "entry", manifest.entry, "write module:attribute")
     if len(manifest.description) > _LONGEST_DESCRIPTION:
         raise _bad(version, "description", "…", f"write at most {_LONGEST_DESCRIPTION} characters")
     if max(len(manifest.input_schema), len(manifest.output_schema)) > _LONGEST_SCHEMA:
         raise _bad(version, "input_schema or output_schema", "…", f"it has at most {_LONGEST_SCHEMA} bytes")
+    if max(len(manifest.takes), len(manifest.gives)) > _LONGEST_LINE:
+        raise _bad(version, "takes or gives", "…", f"it has at most {_LONGEST_LINE} letters")
     _check_options(version, manifest.options)
     if len(manifest.requirements) > _MOST_REQUIREMENTS:
         raise _bad(version, "requirements", len(manifest.requirements), f"name at most {_MOST_REQUIREMENTS}")
     return version
+
+
+def _check_pipeline(version: VersionId, manifest: Manifest) -> None:
+    """A pipeline has no code of its own, so nothing that is said of code."""
+    if manifest.entry or manifest.requirements or manifest.options != Options():
+        raise _bad(version, "pipeline", "…", "a pipeline has no entry, no requirements and no options of its own")
+    if len(manifest.pipeline) > LARGEST_PIPELINE:
+        raise _bad(
+            version, "pipeline", f"{len(manifest.pipeline):,} bytes of JSON",
+            f"it has at most {LARGEST_PIPELINE:,}; publish a part of it under a name of its own",
+        )  # fmt: skip
+
+
+def check_alias_set(asked: AliasSet, entry: AlgorithmEntry | None, algorithm: str) -> None:
+    """Whether an alias of an algorithm may mean this; `entry` is the algorithm as it is now. Raises Refusal."""
+    try:
+        check_alias(asked.alias)
+    except BadName as error:
+        raise Refusal(error.code, str(error)) from error
+    if entry is None:
+        raise Refusal("unknown_algorithm", f"there is no algorithm {algorithm!r}; publish it first")
+    aliases, there = entry.aliases, [version.version for version in entry.versions]
+    if not asked.weights:
+        if asked.alias not in aliases:
+            named = f"; it has {', '.join(sorted(aliases))}" if aliases else ""
+            raise Refusal("unknown_version", f"{algorithm} has no alias {asked.alias!r}{named}")
+        return
+    for version in asked.weights:
+        if version not in there:
+            newest = ", ".join(reversed(there[-5:]))
+            raise Refusal("unknown_version", f"{algorithm} has no version {version!r}; it has {newest}")
+    if asked.alias not in aliases and len(aliases) >= _MOST_ALIASES:
+        raise Refusal("bad_reference", f"{algorithm} has {_MOST_ALIASES} aliases already; remove one first")
+    weights = asked.weights.values()
+    if len(asked.weights) > _MOST_TARGETS or not all(0 <= weight <= _MOST_WEIGHT for weight in weights):
+        raise Refusal(
+            "bad_reference",
+            f"an alias means 1 to {_MOST_TARGETS} versions, each with a weight from 0 to {_MOST_WEIGHT:,}",
+        )
+    if not any(weights):
+        raise Refusal("bad_reference", f"{asked.alias!r} would mean no version at all; give one of them a weight")
 
 
 def _check_options(version: VersionId, options: Options) -> None:
@@ -57,6 +105,9 @@ def _check_options(version: VersionId, options: Options) -> None:
         ("min_instances", options.min_instances, 0, options.max_instances),
         ("max_instances", options.max_instances, 1, 1_000),
         ("attempts", options.attempts, 1, 100),
+        ("cache_s", options.cache_s, 0, 7 * _DAY_S),
+        ("batch_max", options.batch_max, 0, 4_096),
+        ("batch_wait_ms", options.batch_wait_ms, 0, 60_000),
     ]
     for field, value, least, most in bounds:
         if value is not None and not (math.isfinite(value) and least <= value <= most):
