@@ -3,12 +3,14 @@
 import json
 import sys
 
-from benchmarks import chain, cold_start, figures, versions
+from benchmarks import batching, chain, claims, cold_start, figures, versions
 
 BENCHMARKS = {
+    "batching": batching.run,
     "chain": chain.run,
     "chain_inline": lambda: chain.run("inline"),
     "chain_thread": lambda: chain.run("thread"),
+    "claims": claims.run,
     "cold_start": cold_start.run,
     "versions": versions.run,
 }

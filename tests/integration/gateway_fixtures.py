@@ -69,7 +69,9 @@ class StandIn:
         self.behave(self, call, subjects.parse_work(message.subject).caller)
 
     def _on_control(self, message: Message) -> None:
-        self.cancels.append(codec.decode_control(message.data))
+        word = codec.decode_control(message.data)
+        if isinstance(word, messages.Cancel):
+            self.cancels.append(word)
 
 
 def echo(stand_in: StandIn, call: messages.Call, caller: str) -> None:

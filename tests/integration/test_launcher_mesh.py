@@ -16,6 +16,7 @@ import pytest_asyncio
 
 import algomesh
 from algomesh import errors
+from algomesh.clients import AsyncClient
 from algomesh_broker import platform
 from algomesh_broker.connection import Connection
 from algomesh_services.launcher import service
@@ -44,7 +45,7 @@ class There:
 
     mesh: Mesh
     admin: Connection
-    client: algomesh.AsyncClient
+    client: AsyncClient
 
     async def publish(self, name: str, body: str, **options: object) -> str:
         said = "".join(f", {key}={value!r}" for key, value in options.items() if key == "calls")

@@ -5,14 +5,13 @@ shape. Texts of any length are taken; the first 256 tokens are read.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 import torch
 from minilm_encoder import Encoder
 from minilm_head import Head
 
-from algomesh import algorithm
+from algomesh import Batch, algorithm
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class Sentiment(TypedDict):
     label: Label
 
 
-@algorithm("text/sentiment", version="2.0.0", gpu=0.25, memory="2Gi", preload=["torch"])
+@algorithm("text/sentiment", version="2.0.0", gpu=0.25, memory="2Gi", preload=["torch"], batch=Batch(max=32, wait_ms=4))
 class MiniLmSentiment:
     """Sentiment by a sentence encoder and a small trained head."""
 
@@ -42,12 +41,8 @@ class MiniLmSentiment:
         self._encoder = Encoder.load(torch.device(device))
         self._head = Head.load(device)
 
-    def apply(self, text: str) -> Sentiment:
-        """Score `text`; what has nothing to read in it is neutral."""
-        return self.score_all([text])[0]
-
-    def score_all(self, texts: Sequence[str]) -> list[Sentiment]:
-        """Score several texts in one pass of the model."""
+    def apply(self, texts: list[str]) -> list[Sentiment]:
+        """Score `texts`, of different callers, in one pass of the model; one with nothing to read in it is neutral."""
         read = [index for index, text in enumerate(texts) if text.strip()]
         scores = [0.0] * len(texts)
         if read:
