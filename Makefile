@@ -11,17 +11,20 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 CHECKS := check-format check-lint check-layers check-mypy check-pyright check-unit
 TESTS := test-unit test-rest
 
-.PHONY: help setup demo up test check format bench constraints clean $(CHECKS) $(TESTS)
+.PHONY: help setup demo demo-video up test check format bench constraints clean $(CHECKS) $(TESTS)
 
 help: ## say what there is
 	@echo "algomesh: make TARGET, where TARGET is one of"
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  \1\t\2/p' Makefile | expand -t 16
 
 setup: ## create .venv with everything in it (nothing to do when it is up to date)
 	@.ci/setup
 
 demo: setup ## a pipeline of separate services classifies real posts; POSTS=FILE takes yours, one a line
 	@exec $(BIN)/python -m algomesh_services.demo $(if $(POSTS),--posts "$(POSTS)")
+
+demo-video: setup ## a film is split, painted in another manner and joined by separate services; see demo-video/
+	@exec $(BIN)/python -m algomesh_services.demo_video $(ARGS)
 
 up: setup ## run a mesh on this machine until Ctrl-C; ARGS='--port 9000' for options
 	@exec $(BIN)/algomesh up $(ARGS)

@@ -42,7 +42,7 @@ def minilm() -> Any:
 
 @pytest.fixture(params=["vader", "minilm"])
 def sentiment(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
+    return request.getfixturevalue(request.param).run_one
 
 
 def test_words_become_lemmas_and_the_rest_stays(lemmatize: Any) -> None:
@@ -90,11 +90,10 @@ def test_sentiment_takes_any_text(sentiment: Any, text: str) -> None:
 
 def test_a_batch_scores_as_its_texts_do_alone(minilm: Any) -> None:
     texts = ["good", "", "a much longer text about a dreadful afternoon in the rain", "ok"]
-    scorer = minilm.loaded().__self__
 
-    together = [answer["score"] for answer in scorer.score_all(texts)]
+    together = [answer["score"] for answer in minilm(texts)]
 
-    assert together == pytest.approx([minilm(text)["score"] for text in texts], abs=2e-4)
+    assert together == pytest.approx([minilm.run_one(text)["score"] for text in texts], abs=2e-4)
 
 
 def test_the_instance_needs_neither_transformers_nor_the_network() -> None:
@@ -103,7 +102,7 @@ def test_the_instance_needs_neither_transformers_nor_the_network() -> None:
         "import socket, sys\n"
         "socket.socket.connect = lambda *a: sys.exit('it asked the network')\n"
         "import minilm_sentiment\n"
-        "assert minilm_sentiment.MiniLmSentiment('so good')['label'] == 'positive'\n"
+        "assert minilm_sentiment.MiniLmSentiment(['so good'])[0]['label'] == 'positive'\n"
         "heavy = {'transformers', 'sentence_transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

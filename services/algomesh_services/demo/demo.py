@@ -5,11 +5,9 @@ The mesh is a real one, started by `algomesh up` as a child; everything is done 
 
 import asyncio
 import json
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +20,10 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import read_admin_key
 from algomesh_broker.identity import Identity
 from algomesh_services.demo.figures import Hop, Measured, VersionFigures, correlation
+from algomesh_services.demo.mesh import own_mesh
 from algomesh_services.demo.posts import CATALOG, Posts
 from algomesh_services.demo.report import show_hops, show_instances, show_results, show_speed
 from algomesh_services.demo.screen import Screen
-from algomesh_services.local.running import RunningMesh
-from algomesh_services.local.supervisor import Child
 
 PROJECTS: Final = ("text_clean", "text_lemmatize", "text_sentiment_vader", "text_sentiment_minilm")
 BEFORE: Final = ("text/clean", "text/lemmatize")
@@ -47,7 +44,7 @@ async def run(posts: Posts, screen: Screen) -> None:
         began = time.monotonic()
         screen.title("1  Start a mesh on this machine (`algomesh up`)")
         screen.moving("starting nats-server, PostgreSQL, registry, ledger, launcher, gateway …")
-        async with _mesh(Path(folder)) as running:
+        async with own_mesh(Path(folder)) as running:
             screen.text(
                 f"Ready after {time.monotonic() - began:.1f} s: nats-server, PostgreSQL and the mesh's four programs."
             )
@@ -59,23 +56,6 @@ async def run(posts: Posts, screen: Screen) -> None:
         screen.text("All of it is stopped, and nothing is left.")
     screen.line()
     screen.last_line(json.dumps({"posts": len(posts.texts), "versions": {f.version: f.as_json() for f in figures}}))
-
-
-@asynccontextmanager
-async def _mesh(folder: Path) -> AsyncIterator[RunningMesh]:
-    """A mesh of our own that ends with the block, or with this process."""
-    state = folder / "state"
-
-    async def ready(_: int) -> None:
-        while RunningMesh.find(state) is None:  # noqa: ASYNC110 - a file has no event
-            await asyncio.sleep(0.02)
-
-    argv = (sys.executable, "-P", "-m", "algomesh_services.cli", "up", "--port", "0", "--state", str(state), "--json")
-    up = Child("algomesh up", argv, ready=ready, log=folder / "up.log", grace_s=6.0, ready_within_s=120.0)
-    async with up:
-        running = RunningMesh.find(state)
-        assert running is not None
-        yield running
 
 
 async def _publish_all(connection: Connection, screen: Screen) -> list[str]:
