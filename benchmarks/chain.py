@@ -21,7 +21,7 @@ from benchmarks.yardstick import Yardstick
 
 TEXT = "  Hello,   NATS \n World  "
 ROUNDS, SINGLE, IN_FLIGHT, EACH = 7, 400, 64, 60
-_COLUMNS = (("p50_ms", 3), ("p99_ms", 3), ("cpu_us_single", 0), ("per_s", 0), ("cpu_us_many", 0))
+COLUMNS = (("p50_ms", 3), ("p99_ms", 3), ("cpu_us_single", 0), ("per_s", 0), ("cpu_us_many", 0))
 Chain = Callable[[str], Awaitable[Any]]
 
 
@@ -100,7 +100,7 @@ def run(dispatch: str = "") -> dict[str, Any]:
         f"Warm chain of 3, dispatch {name}, concurrency 1; medians of {ROUNDS} interleaved rounds",
         ["", "p50 ms", "p99 ms", "CPU µs", f"chains/s ({IN_FLIGHT})", f"CPU µs ({IN_FLIGHT})"],
         [
-            [side, *(f"{of[key]:.2f}" if side == "ratio" else f"{of[key]:.{digits}f}" for key, digits in _COLUMNS)]
+            [side, *(f"{of[key]:.2f}" if side == "ratio" else f"{of[key]:.{digits}f}" for key, digits in COLUMNS)]
             for side, of in shown.items()
         ],
     )

@@ -1,7 +1,8 @@
 """The yardstick: the demo chain written by hand on nats-py alone, as well as we can.
 
-Three worker processes in queue groups, uvloop, msgpack, one request per hop from the client: what somebody
-would write who needs exactly this chain, and none of starting, parking, liveness, identity, versions, records.
+Three worker processes in queue groups, uvloop, msgpack; either one request per hop from the client, or a routing
+slip that the workers hand on: what somebody would write who needs exactly this chain, and none of starting,
+parking, liveness, identity, versions, records.
 """
 
 import asyncio
@@ -42,7 +43,20 @@ async def serve(url: str, stage: str) -> None:
             reply = {"error": str(error)}
         await message.respond(_encode(reply))
 
+    async def hand_on(message: Msg) -> None:
+        slip, value = _decode(message.data)
+        try:
+            output = run_stage(stage, value)
+        except Exception as error:
+            await connection.publish(message.reply, _encode({"error": str(error)}))
+            return
+        if slip:
+            await connection.publish(f"slip.{slip[0]}", _encode((slip[1:], output)), message.reply)
+        else:
+            await connection.publish(message.reply, _encode({"ok": output}))
+
     await connection.subscribe(f"yardstick.{stage}", queue="workers", cb=answer)
+    await connection.subscribe(f"slip.{stage}", queue="workers", cb=hand_on)
     await connection.flush()
     print("ready", flush=True)
     await asyncio.Event().wait()
@@ -92,6 +106,15 @@ class Yardstick:
                 raise RuntimeError(reply["error"])
             value = reply["ok"]
         return value
+
+    async def travel(self, text: str) -> Any:
+        """clean, tokenize, count: one request, handed on by the workers."""
+        assert self._client is not None
+        slip = _encode((STAGES[1:], text))
+        reply = _decode((await self._client.request(f"slip.{STAGES[0]}", slip, timeout=10)).data)
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply["ok"]
 
 
 if __name__ == "__main__":

@@ -22,15 +22,24 @@ from algomesh_broker.credentials import (
     read_seed,
     store_seed_name,
 )
-from algomesh_broker.subjects import ALL_CLAIMS, ALL_EVENTS, ALL_PARKED, PARKED_STREAM, READ_CLAIM
+from algomesh_broker.subjects import (
+    ALL_CLAIMS,
+    ALL_EVENTS,
+    ALL_PARKED,
+    ALL_RESULTS,
+    PARKED_STREAM,
+    READ_CLAIM,
+    READ_RESULT,
+)
 
 ACCOUNT, STORE_ACCOUNT, SYSTEM_ACCOUNT = "MESH", "STORE", "SYS"
 # After a restart callers are often back before the registry, and then wait this long for nothing.
 CALLOUT_TIMEOUT_S = 1
 LONGEST_PULL_S = 30
 _MARKS = 2**31 - 1
-# What MESH may ask of STORE: answered once (a parked call's PubAck, an ack's ack, a piece of a claim) or many times.
-_ANSWERED_ONCE = (ALL_PARKED, f"$JS.ACK.{PARKED_STREAM}.*.>", ALL_CLAIMS, READ_CLAIM)
+# What MESH may ask of STORE: answered once (a parked call's PubAck, an ack's ack, a piece of a claim, a kept result)
+# or many times.
+_ANSWERED_ONCE = (ALL_PARKED, f"$JS.ACK.{PARKED_STREAM}.*.>", ALL_CLAIMS, READ_CLAIM, ALL_RESULTS, READ_RESULT)
 _ANSWERED_OFTEN = (f"$JS.API.CONSUMER.MSG.NEXT.{PARKED_STREAM}.*", permissions.DIRECTORY_GET)
 
 
@@ -48,7 +57,7 @@ def authorization_config(directory: Path) -> str:
         ACCOUNT: {
             "users": _users(mesh),
             "exports": [{"stream": ALL_EVENTS, "accounts": [STORE_ACCOUNT]}],
-            "mappings": dict(map(_marked, (ALL_CLAIMS, READ_CLAIM))),
+            "mappings": dict(map(_marked, (ALL_CLAIMS, READ_CLAIM, ALL_RESULTS, READ_RESULT))),
             "imports": [
                 *(_import("service", STORE_ACCOUNT, subject) for subject in _ANSWERED_ONCE + _ANSWERED_OFTEN),
                 _import("stream", STORE_ACCOUNT, permissions.DIRECTORY_UPDATES),
@@ -91,15 +100,18 @@ def _users(users: dict[str, permissions.Permissions]) -> list[dict[str, Any]]:
 
 
 def _marked(subject: str) -> tuple[str, str]:
-    """The mapping that sets the mark of a claim's subject: a hash of the id, whatever the sender had put there.
+    """The mapping that sets the mark of a claim's or a kept result's subject, whatever the sender had put there.
 
-    A `*` in the place of an id would be read as a wildcard by JetStream: it gets the mark of the text `*`, which no
-    claim has (ADR 0008).
+    The mark is a hash of a claim's id, and of all that names a result. A `*` in their place would be read as a wildcard
+    by JetStream: it gets the mark of the text `*`, under which nothing is stored (ADR 0008).
     """
-    head, _, tail = subject.partition("claim.")
-    assert tail == "*.*.*.*.chunk", "mark, caller, id, number"
-    mark = f"{{{{partition({_MARKS},3)}}}}"
-    return subject, f"{head}claim.{mark}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}.{{{{wildcard(4)}}}}.chunk"
+    kind = "claim" if subject in (ALL_CLAIMS, READ_CLAIM) else "cache"
+    head, _, tail = subject.rpartition(f"{kind}.*")
+    others = range(2, 2 + tail.count("*"))
+    hashed = (3,) if kind == "claim" else others
+    mark = f"{{{{partition({_MARKS},{','.join(map(str, hashed))})}}}}"
+    places = ".".join(f"{{{{wildcard({number})}}}}" for number in others)
+    return subject, f"{head}{kind}.{mark}.{places}.{tail.rpartition('.')[2]}"
 
 
 def _import(kind: str, account: str, subject: str) -> dict[str, Any]:

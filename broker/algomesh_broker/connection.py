@@ -138,7 +138,7 @@ class Connection:
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Return when the server has processed all that was sent. Raises Unreachable."""
         done = self._loop.create_future()
-        self._ping(lambda error: _settle(done, error))
+        self.ping(lambda error: _settle(done, error))
         try:
             async with asyncio.timeout(timeout_s):
                 await done
@@ -194,7 +194,8 @@ class Connection:
             self._out.clear()
             self._link.write(data)
 
-    def _ping(self, done: Callable[[Exception | None], None]) -> None:
+    def ping(self, done: Callable[[Exception | None], None]) -> None:
+        """Call `done` when the server has dealt with all that was sent until now; with an error if nobody can know."""
         if not self.is_connected:
             done(Unreachable(f"the NATS server at {self._url} is away"))
             return
@@ -210,7 +211,7 @@ class Connection:
 
         if self.is_connected:
             self._write(b"UNSUB %d\r\n" % subscription.sid)
-            self._ping(confirmed)
+            self.ping(confirmed)
         else:
             confirmed(None)
         return done

@@ -35,15 +35,16 @@ class _Token(Struct, frozen=True, array_like=True):
 
 
 class Granted:
-    """A token that has been verified."""
+    """A token that has been verified; `allowed` are the hops under it that have been checked."""
 
-    __slots__ = ("expires", "route", "sender", "token")
+    __slots__ = ("allowed", "expires", "route", "sender", "token")
 
     def __init__(self, token: bytes, sender: str, expires: float, route: Route) -> None:
         self.token = token
         self.sender = sender
         self.expires = expires
         self.route = route
+        self.allowed: dict[tuple[int, str, str], Place] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -102,13 +103,10 @@ class GrantBook:
         `forwarder` is the subject's caller, which the broker vouches for.
         """
         granted = self.check(token, now)
-        place = granted.route.places.get(at)
+        told = (at, forwarder, reply_to)
+        place = granted.allowed.get(told)
         if place is None:
-            raise BadGrant(f"step {at} of this route is no call")
-        if forwarder != granted.route.caller_of(place.forwarder, granted.sender):
-            raise BadGrant(f"{forwarder} does not hand over to step {at} of this route")
-        if reply_to != granted.route.caller_of(place.joiner, granted.sender):
-            raise BadGrant(f"{reply_to} does not wait for step {at} of this route")
+            place = granted.allowed[told] = _check_place(granted, at, forwarder, reply_to)
         return granted, place
 
     def _keep(self, token: bytes, known: Granted) -> None:
@@ -131,3 +129,16 @@ class GrantBook:
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise BadGrant("this is no route token") from error
         return read_token(token)
+
+
+def _check_place(granted: Granted, at: int, forwarder: str, reply_to: str) -> Place:
+    """What the route says of step `at`, if `forwarder` hands over to it and `reply_to` waits. Raises BadGrant."""
+    route, sender = granted.route, granted.sender
+    place = route.places.get(at)
+    if place is None:
+        raise BadGrant(f"step {at} of this route is no call")
+    if not route.may_act(place.forwarder, forwarder, sender):
+        raise BadGrant(f"{forwarder} does not hand over to step {at} of this route")
+    if not route.may_act(place.joiner, reply_to, sender):
+        raise BadGrant(f"{reply_to} does not wait for step {at} of this route")
+    return place

@@ -7,6 +7,7 @@ form afterwards is refused with the form in the sentence.
 
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from algomesh_broker.errors import BadName
@@ -149,6 +150,7 @@ def check_alias(text: str) -> str:
     return text
 
 
+@lru_cache(4096)  # sessions and numbers come again and again
 def is_token(text: str) -> bool:
     """Whether `text`, a session or a call's number that somebody else chose, may stand in a subject."""
     return _TOKEN.fullmatch(text) is not None

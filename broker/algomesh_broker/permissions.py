@@ -160,6 +160,9 @@ def of_instance(version: VersionId, instance: str, calls: Iterable[str]) -> Perm
         f"park.hop.{mine}.*",
         f"demand.{mine}.*",
         subjects.run_events(version),
+        # It hands over to steps that it may not call, and finds their results by the very input it hands over.
+        subjects.results_of(version),
+        subjects.READ_RESULT,
         f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}",
         f"$JS.ACK.{subjects.PARKED_STREAM}.{version.consumer}.>",
         _asks_routes(caller),
@@ -233,7 +236,11 @@ _STORES = {
     "registry": (DIRECTORY_STREAM, [DIRECTORY_GET, DIRECTORY_UPDATES]),
     "launcher": (
         subjects.PARKED_STREAM,
-        [*_consumers(subjects.PARKED_STREAM), *_keeps(subjects.CLAIMS_STREAM)],
+        [
+            *_consumers(subjects.PARKED_STREAM),
+            *_keeps(subjects.CLAIMS_STREAM),
+            *_keeps(subjects.CACHE_STREAM),
+        ],
     ),
     "ledger": (
         subjects.EVENTS_STREAM,
@@ -250,6 +257,7 @@ def _as_caller(caller: str, calls: list[Pattern]) -> list[str]:
     lanes = ("call", "park.call", "demand")
     return [
         *(f"{lane}.{pattern.tokens}.*.{caller}" for pattern in calls for lane in lanes),
+        *(subjects.reads_of(pattern.tokens) for pattern in calls),
         f"control.*.{caller}",
         subjects.caller_events(caller),
         DIRECTORY_GET,

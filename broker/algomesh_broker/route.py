@@ -114,9 +114,28 @@ class Route:
         """Every version on the route, once."""
         return list(dict.fromkeys(place.version for place in self.places.values()))
 
+    @cached_property
+    def needs_grant(self) -> bool:
+        """Whether anybody but the sender sends a step of it, or must know what the route says of its step."""
+        return any(
+            place.forwarder != HEAD or place.step.timeout_s is not None or bool(place.step.cache_s)
+            for place in self.places.values()
+        )
+
     def caller_of(self, step: int, sender: str) -> str:
         """Who acts at `step`: `owner~name` of its version, or `sender` for HEAD."""
         return sender if step == HEAD else self.places[step].version.caller
+
+    def may_act(self, step: int, caller: str, sender: str) -> bool:
+        """Whether `caller` acts at `step`, or before it and has found the results of all between in the cache.
+
+        A step whose results are kept may be left out by whoever would have handed over to it, and so on.
+        """
+        while self.caller_of(step, sender) != caller:
+            if step == HEAD or not self.places[step].step.cache_s:
+                return False
+            step = self.places[step].forwarder
+        return True
 
 
 def _walk(route: Route, at: int, forwarder: int, joiner: int, depth: int) -> int:

@@ -7,6 +7,7 @@ answer are all there is to it, and importing nats-py would cost every program ha
     parked     memory, lost with the server, and with it its consumers: `ensure_*` again after a reconnect
     events     file, taken in without acknowledgement
     claims     file; payloads too large for a message, each piece under a subject of its own (claims_stream.py)
+    cache      file; results that are kept, each under a subject of its own, the oldest dropped when it is full
     directory  a key-value bucket: the stream KV_directory, file
 """
 
@@ -81,7 +82,26 @@ _CLAIMS = {
     "persist_mode": "async",
     "num_replicas": 1,
 }
-_CLAIMS_BYTES, _CLAIMS_LEAST_BYTES = 8 * 2**30, 64 * 2**20
+_CACHE = {
+    "name": subjects.CACHE_STREAM,
+    "description": "Results that are kept, until they expire",
+    "subjects": [subjects.ALL_RESULTS],
+    # A result may be kept for a week, longer than servers run; memory is better left to what runs.
+    "storage": "file",
+    "retention": "limits",
+    "discard": "old",
+    "max_msgs_per_subject": 1,
+    "max_msg_size": 600 * 2**10,
+    "max_age": 7 * _DAY_S * _NANOSECONDS,
+    "allow_msg_ttl": True,
+    "allow_direct": True,
+    "deny_delete": True,
+    # Nobody waits for it, and an acknowledgement could be steered (ADR 0004).
+    "no_ack": True,
+    "persist_mode": "async",
+    "num_replicas": 1,
+}
+_CLAIMS_BYTES, _CACHE_BYTES, _LEAST_BYTES = 8 * 2**30, 2**30, 64 * 2**20
 _DIRECTORY = {
     "name": DIRECTORY_STREAM,
     "description": "Which algorithms and versions there are; a copy of the registry's tables",
@@ -137,13 +157,11 @@ class JetStreamAdmin:
 
     async def ensure_claims(self, max_bytes: int = _CLAIMS_BYTES) -> bool:
         """Make the stream of claims as it must be, as large as the disk allows; True when it was not there."""
-        while True:
-            try:
-                return await self._ensure_stream(_CLAIMS | {"max_bytes": max_bytes})
-            except StreamError as error:
-                if error.err_code not in _NO_ROOM or max_bytes <= _CLAIMS_LEAST_BYTES:
-                    raise
-            max_bytes //= 2
+        return await self._ensure_with_room(_CLAIMS, max_bytes)
+
+    async def ensure_cache(self, max_bytes: int = _CACHE_BYTES) -> bool:
+        """Make the stream of kept results as it must be, as large as the disk allows; True when it was not there."""
+        return await self._ensure_with_room(_CACHE, max_bytes)
 
     async def ensure_directory(self) -> bool:
         """Make the directory's bucket as it must be; True when it was not there."""
@@ -239,6 +257,15 @@ class JetStreamAdmin:
         await self._request(subjects.directory_key(entry.owner, entry.name), encode(entry))
 
     # Asking JetStream
+
+    async def _ensure_with_room(self, config: dict[str, Any], max_bytes: int) -> bool:
+        while True:
+            try:
+                return await self._ensure_stream(config | {"max_bytes": max_bytes})
+            except StreamError as error:
+                if error.err_code not in _NO_ROOM or max_bytes <= _LEAST_BYTES:
+                    raise
+            max_bytes //= 2
 
     async def _ensure_stream(self, config: dict[str, Any]) -> bool:
         try:

@@ -11,6 +11,7 @@
     fleet.<owner>.<name>.<version>                  starting, ready, dead
     fleet.host.<launcher>                           the launcher's own beat
     claim.<mark>.<caller>.<id>.<number>.chunk       a piece of a payload that travels by claim; the server sets <mark>
+    cache.<mark>.<owner>.<name>.<version>.<digest>.result   the kept result of one input; the server sets <mark>
     platform.<program>.<verb>.<owner>.<name>.<caller>   requests to the programs; `_` where no algorithm is meant
 
 <caller> is `k~<id>` for a key and `owner~name` for an instance; the broker's permissions
@@ -26,6 +27,7 @@ WORKERS = "workers"
 PARKED_STREAM = "parked"
 EVENTS_STREAM = "events"
 CLAIMS_STREAM = "claims"
+CACHE_STREAM = "cache"
 DIRECTORY_BUCKET = "directory"
 NO_ALGORITHM = "_"
 ALL_VERSIONS = "fleet.*.*.*"
@@ -36,6 +38,8 @@ ALL_EVENTS = "event.>"
 ALL_PARKED = "park.>"
 ALL_CLAIMS = "claim.*.*.*.*.chunk"
 READ_CLAIM = f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{ALL_CLAIMS}"
+ALL_RESULTS = "cache.*.*.*.*.*.result"
+READ_RESULT = f"$JS.API.DIRECT.GET.{CACHE_STREAM}.{ALL_RESULTS}"
 
 
 class Work(NamedTuple):
@@ -196,6 +200,26 @@ def claims_of(caller: str) -> str:
 def read_claim(claim: str, number: int) -> str:
     """The request for one piece of a claim."""
     return f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{claim_chunk(claim, number)}"
+
+
+def kept_result(version: VersionId, digest: str) -> str:
+    """Where the result of one input is kept. The server puts its own mark in the place of `_` (ADR 0010)."""
+    return f"cache._.{version.tokens}.{digest}.result"
+
+
+def results_of(version: VersionId) -> str:
+    """What an instance may write of kept results: its version's."""
+    return f"cache.*.{version.tokens}.*.result"
+
+
+def read_result(version: VersionId, digest: str) -> str:
+    """The request for the kept result of one input."""
+    return f"$JS.API.DIRECT.GET.{CACHE_STREAM}.{kept_result(version, digest)}"
+
+
+def reads_of(pattern: str) -> str:
+    """The requests for kept results of the algorithms `<owner>.<name>`, of which both may be `*`."""
+    return f"$JS.API.DIRECT.GET.{CACHE_STREAM}.cache.*.{pattern}.*.*.result"
 
 
 def directory_key(owner: str, name: str) -> str:

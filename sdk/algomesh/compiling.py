@@ -87,9 +87,11 @@ class _Compiler:
 
         # How often a stage may be sent again is its sender's to know, who has only the route.
         attempts = entry.attempts if stage.attempts is None else stage.attempts
+        # Whether a result is looked up is for whoever hands over to the stage, who has only the route, too.
+        cache_s = (entry.cache_s or None) if stage.cache_s is None else stage.cache_s
 
         def make(after: int) -> Step:
-            return CallStep(name, after, stage.timeout_s, attempts, stage.cache_s, entry.takes_parts)
+            return CallStep(name, after, stage.timeout_s, attempts, cache_s, entry.takes_parts)
 
         return *self._append(make), face
 

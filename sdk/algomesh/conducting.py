@@ -7,7 +7,7 @@ siblings, and the error says which branch it was.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -24,9 +24,11 @@ from algomesh.leasing import Leases
 from algomesh.part_stream import PartStream
 from algomesh.pending import Pending
 from algomesh.response import Metadata
+from algomesh.result_cache import Answered, ResultCache, digest_of, is_kept
 from algomesh_broker import messages
 from algomesh_broker.grants import Granted
 from algomesh_broker.messages import ContentType
+from algomesh_broker.names import VersionId
 from algomesh_broker.route import END, HEAD, AllStep, CallStep, EachStep, Route
 from algomesh_observability.tracing import traceparent
 
@@ -57,11 +59,14 @@ class Trip(Struct, frozen=True, kw_only=True):
 class Tally:
     """What the calls of one journey took together; the names are of the last that answered."""
 
-    __slots__ = ("algorithm", "attempts", "cold_s", "compute_ms", "instance", "queued_ms", "version", "writers")
+    __slots__ = (
+        "algorithm", "attempts", "cached", "cold_s", "compute_ms", "instance", "queued_ms", "version", "writers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.compute_ms = self.queued_ms = self.cold_s = 0.0
         self.attempts = 1
+        self.cached: bool | None = None
         self.algorithm = self.version = self.instance = ""
         self.writers: set[str] = set()
 
@@ -73,6 +78,12 @@ class Tally:
         self.attempts = max(self.attempts, pending.call.attempt)
         self.writers.update(result.writers)
         self.algorithm, self.version, self.instance = pending.answered_by(result.at), result.version, result.instance
+        self.cached = result.cached and self.cached is not False
+
+    def add_kept(self, version: VersionId) -> None:
+        """Count a chain whose output was kept from another run."""
+        self.algorithm, self.version, self.instance = version.algorithm, str(version.version), ""
+        self.cached = self.cached is not False
 
     def metadata(self, content_type: ContentType, duration: float, run: str) -> Metadata:
         """What a caller is told of the journey, which took `duration` seconds."""
@@ -87,14 +98,16 @@ class Tally:
             compute_s=self.compute_ms / 1000,
             queued_s=self.queued_ms / 1000,
             instance=self.instance,
+            cached=bool(self.cached),
         )
 
 
 class Conductor:
     """Sends the chains of routes over one lane, and joins branches."""
 
-    def __init__(self, lane: Lane, leases: Leases | None = None) -> None:
-        """`leases` is needed where journeys have an allowance."""
+    def __init__(self, lane: Lane, leases: Leases | None = None, results: ResultCache | None = None) -> None:
+        """`leases` is needed where journeys have an allowance, `results` where results are kept."""
+        self._results = results
         self._lane = lane
         self._leases = leases
         self._loop = asyncio.get_running_loop()
@@ -110,11 +123,67 @@ class Conductor:
         while True:
             step = trip.route.steps[at]
             if isinstance(step, CallStep):
-                return await self._send(trip, at, content, tally, run)
+                if self._results is None or not is_kept(step):
+                    return await self._send(trip, at, content, tally, run)
+                key = self._flight_key(trip, at, content)
+                if key is not None:
+                    return await self._fly(self._results, key, trip, at, content, tally, run)
+                after, content = await self.skip(trip, at, content, tally)
+                if after == END:
+                    return content
+                if after == at or isinstance(trip.route.steps[after], CallStep):
+                    return await self._send(trip, after, content, tally, run)
+                at = after
+                continue
             content = await self.join(trip, at, content, tally)
             if step.next == END:
                 return content
             at = step.next
+
+    async def skip(self, trip: Trip, at: int, content: Content, tally: Tally) -> tuple[int, Content]:
+        """Leave out steps, from `at` on, whose results are kept: the first that is not (or END), and its input."""
+        steps, version = trip.route.steps, None
+        while at != END and self._results is not None and is_kept(steps[at]):
+            found = await self._results.get(trip.route.places[at].version, content, trip.deadline)
+            if found is None:
+                break
+            version, content, at = trip.route.places[at].version, found, steps[at].next
+        if at == END and version is not None:
+            tally.add_kept(version)
+        return at, content
+
+    def _flight_key(self, trip: Trip, at: int, content: Content) -> Hashable | None:
+        """What a chain has in common with all that must have the same output; None where a step of it may differ."""
+        steps, versions = trip.route.steps, []
+        while at != END:
+            if not is_kept(steps[at]):
+                return None
+            versions.append(trip.route.places[at].version)
+            at = steps[at].next
+        digest = digest_of(content)
+        return (tuple(versions), digest, trip.depth) if digest else None
+
+    async def _fly(
+        self, results: ResultCache, key: Hashable, trip: Trip, at: int, content: Content, tally: Tally, run: str
+    ) -> Content:
+        """A chain that is the same whoever sends it: looked up, and run, once at a time."""
+        last = at
+        while trip.route.steps[last].next != END:
+            last = trip.route.steps[last].next
+        has_counted = False
+
+        async def send() -> Answered:
+            nonlocal has_counted
+            has_counted = True
+            after, given = await self.skip(trip, at, content, tally)
+            if after == END:
+                return Answered(given, cached=True)
+            return Answered(await self._send(trip, after, given, tally, run), cached=False)
+
+        answered = await results.once(key, trip.deadline, send)
+        if not has_counted:
+            tally.add_kept(trip.route.places[last].version)
+        return answered.content
 
     async def stream(
         self, trip: Trip, content: Content | AsyncIterator[Content], tally: Tally, run: str = ""
@@ -130,6 +199,14 @@ class Conductor:
             if not isinstance(content, Content):
                 content = contents.join([item async for item in content], [])
             if isinstance(step, CallStep):
+                after, content = await self.skip(trip, at, content, tally)
+                if after == END:
+                    yield content
+                    return
+                if not isinstance(trip.route.steps[after], CallStep):
+                    at = after
+                    continue
+                at = after
                 parts = PartStream(self._lane, await self._order(trip, at, content, run))
                 async with aclosing(parts.parts()) as coming:
                     async for part in coming:

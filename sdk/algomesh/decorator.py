@@ -57,6 +57,8 @@ class Algorithm(Composable, Generic[P, R]):
             raise TypeError(f"{target.__qualname__} is {'' if self.is_async else 'not '}async; annotate {wanted}[…]")
         if options.batch_max and (self.yields or self.item_taken is not None):
             raise TypeError(f"{target.__qualname__} takes or yields parts, and batch=… wants lists of whole values")
+        if options.cache_s and (self.yields or self.item_taken is not None):
+            raise TypeError(f"{target.__qualname__} takes or yields parts, and cache=… keeps whole results")
         self._loaded: Callable[P, R] | None = None if isinstance(target, type) else target
         self._loading = threading.Lock()
         self.__doc__, self.__module__ = target.__doc__, target.__module__
@@ -143,6 +145,7 @@ def algorithm(
     calls: Sequence[str] = (),
     preload: Sequence[str] = (),
     batch: Batch | int | None = None,
+    cache: float | str | None = None,
 ) -> Callable[[Callable[P, R]], Algorithm[P, R]]:
     """Make an algorithm of a function of one argument, or of a class with `load()` and `apply(x)`.
 
@@ -158,6 +161,8 @@ def algorithm(
     calls: what it may call, `owner/name` or `owner/*`.
     preload: heavy modules to be imported before it is forked, such as `["torch"]`.
     batch: run up to so many calls together; the code then takes a list and returns one, its callers single values.
+    cache: for pure code: how long a result is kept for the same version and input, seconds or `"10m"`; errors and
+        results over 512 KiB are not.
 
     Raises BadReference for the name or version, TypeError or ValueError for an option.
     """
@@ -178,6 +183,7 @@ def algorithm(
         preload=sorted(set(_strings("preload", preload))),
         batch_max=together.max if together else 0,
         batch_wait_ms=float(together.wait_ms) if together else 0.0,
+        cache_s=0.0 if cache is None else parse_duration("cache", cache),
     )
 
     def decorate(target: Callable[P, R]) -> Algorithm[P, R]:

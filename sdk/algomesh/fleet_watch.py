@@ -41,6 +41,9 @@ class FleetWatch:
         self._watched: set[VersionId] = set()
         self._beats: dict[str, float] = {}
         self._hosts = LauncherHosts()
+        # The one host on which all instances are and this process is; nothing when there are several. Asked by every
+        # call, and changed by beats alone.
+        self.shared_host = ""
 
     async def open(self) -> None:
         """Hear the launchers. Raises Forbidden, Unreachable."""
@@ -52,10 +55,6 @@ class FleetWatch:
             self._watched.add(version)
             self._connection.join(subjects.fleet(version), self._on_fleet)
 
-    def shared_host(self) -> str:
-        """The one host on which all instances are and this process is; nothing when there are several."""
-        return self._hosts.shared(self._loop.time())
-
     def forgive(self) -> None:
         """After a reconnect: silence until now was ours."""
         self._beats = dict.fromkeys(self._beats, self._loop.time())
@@ -65,6 +64,7 @@ class FleetWatch:
         for launcher, beat_at in list(self._beats.items()):
             if now - beat_at > _HOST_SILENT_S and self._connection.is_connected:
                 del self._beats[launcher]
+                self.shared_host = self._hosts.shared(now)
                 self._mourner.on_host_lost(launcher)
 
     def _on_fleet(self, message: Message) -> None:
@@ -85,7 +85,9 @@ class FleetWatch:
             beat = codec.decode_host_beat(message.data)
         except BadMessage:
             return
-        self._hosts.on_beat(beat, self._loop.time())
+        now = self._loop.time()
+        self._hosts.on_beat(beat, now)
+        self.shared_host = self._hosts.shared(now)
         if beat.alive:
             self._beats[beat.launcher] = self._loop.time()
         else:

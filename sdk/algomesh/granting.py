@@ -11,7 +11,7 @@ from algomesh.requests import ask
 from algomesh_broker.connection import Connection
 from algomesh_broker.grants import LIFETIME_S, Granted, read_token
 from algomesh_broker.platform import RouteAsk, RouteGrant
-from algomesh_broker.route import HEAD, Route
+from algomesh_broker.route import Route
 
 _MOST_KNOWN: Final = 1024
 _ASK_S: Final = 10.0
@@ -50,11 +50,3 @@ class Grants:
             del self._known[next(iter(self._known))]
         self._known[route.data] = granted
         return granted
-
-
-def needs_grant(route: Route) -> bool:
-    """Whether anybody but the sender sends a step of it, or must know what the route says of its step."""
-    return any(
-        place.forwarder != HEAD or place.step.timeout_s is not None or place.step.cache_s
-        for place in route.places.values()
-    )

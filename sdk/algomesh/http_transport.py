@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from algomesh import errors, http_face
 from algomesh.content import Content
 from algomesh.http_wire import error_of, read_line, response_of
+from algomesh.inputs import collect
 from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
 from algomesh.transport import Input, Origin
@@ -85,13 +86,13 @@ class HttpTransport:
         self, plain: str, composed: str, pipeline: Pipeline, given: Input, timeout_s: float, accept: str
     ) -> AsyncIterator["aiohttp.ClientResponse"]:
         """Send one request and give its answer, which is a 200. Raises MeshError."""
-        from algomesh.inputs import collect
-
         content = await collect(given)
         headers = {"Accept": accept, http_face.TIMEOUT: f"{timeout_s:.3f}"}
         data: Any
+        stage = ""
         if isinstance(pipeline, Stage) and pipeline.is_plain:
-            url = f"{self._url}{plain}/{pipeline.target}"
+            stage = str(pipeline.target)
+            url = f"{self._url}{plain}/{stage}"
             data = io.BytesIO(content.payload)
             headers |= _described(content)
         else:
@@ -106,13 +107,13 @@ class HttpTransport:
         except errors.MeshError:
             raise
         except TimeoutError as error:
-            raise errors.DeadlineExceeded(f"no answer from {self._url} within {timeout_s:g} s") from error
+            raise errors.DeadlineExceeded(f"no answer from {self._url} within {timeout_s:g} s", stage=stage) from error
         except self._aiohttp.ClientError as error:
             raise errors.Unreachable(f"no gateway answers at {self._url}: {error}") from error
 
     def _form(self, pipeline: Pipeline, content: Content) -> "aiohttp.MultipartWriter":
         form = self._aiohttp.MultipartWriter("form-data")
-        value = form.append(pipeline.to_json(), {"Content-Type": "application/json"})
+        value = form.append(io.BytesIO(pipeline.to_json()), {"Content-Type": "application/json"})
         value.set_content_disposition("form-data", name="pipeline")
         given = form.append(io.BytesIO(content.payload), _described(content))
         given.set_content_disposition("form-data", name="input")

@@ -6,11 +6,12 @@ ends, holds up nobody. Where no `each` comes first it is read to its end, into a
 
 import asyncio
 import contextvars
+import itertools
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from algomesh import content, errors
 from algomesh.content import Content
@@ -18,9 +19,10 @@ from algomesh.pipeline import Chain, Each, Pipeline
 from algomesh.response import Response
 from algomesh.transport import Input
 
+_WHOLE: Final = frozenset({str, bytes, dict, int, float, bool, type(None), Response})
 MOST_COLLECTED: Final = 100_000
-_END: Final = object()
 _SHORTEST_S: Final = 0.001
+_CHUNK: Final = 1_024
 
 
 class Given(NamedTuple):
@@ -42,6 +44,8 @@ def encode_input(value: Any) -> Content:
 
 def comes_in_items(pipeline: Pipeline, value: Any) -> bool:
     """Whether a value is not encoded at once: an iterator, or a list for an `each`."""
+    if type(value) in _WHOLE:  # what most calls bring, and asking abstract classes takes its time
+        return False
     return isinstance(value, Iterator | AsyncIterator) or (
         isinstance(value, list | tuple) and begins_with_each(pipeline)
     )
@@ -77,6 +81,8 @@ async def collect(items: Input) -> Content:
     if isinstance(items, Content):
         return items
     parts: list[Content] = []
+    if isinstance(items, Items):
+        items.read_at_once = _CHUNK
     async for item in items:
         if len(parts) == MOST_COLLECTED:
             raise errors.BadInput(
@@ -88,17 +94,19 @@ async def collect(items: Input) -> Content:
 
 
 class Items(AsyncIterator[Content]):
-    """The items of a list or an iterator, encoded one by one; `deadline` is the loop's time."""
+    """The items of a list or an iterator, encoded one by one; `deadline` is the loop's time.
+
+    `read_at_once` is how many are taken from a plain iterator together.
+    """
 
     def __init__(self, source: Any, deadline: float) -> None:
+        self.read_at_once = 1
         self._source = source
         self._deadline = deadline
         self._count = 0
         self._thread: _Thread | None = None
-        self._read: Iterator[Any] | None = None
-        if isinstance(source, list | tuple):
-            self._read = iter(source)
-        elif not isinstance(source, AsyncIterator):
+        self._here: Iterator[Any] = iter(source if isinstance(source, list | tuple) else ())
+        if not isinstance(source, list | tuple | AsyncIterator):
             self._thread = _Thread(source)
 
     async def __anext__(self) -> Content:
@@ -120,22 +128,23 @@ class Items(AsyncIterator[Content]):
             await close()
 
     async def _next(self) -> Any:
-        if self._read is not None:
-            try:
-                return next(self._read)
-            except StopIteration:
-                raise StopAsyncIteration from None
+        for item in self._here:
+            return item
+        if isinstance(self._source, list | tuple):
+            raise StopAsyncIteration
         scope = asyncio.timeout_at(self._deadline)
         try:
             async with scope:
-                value = await (self._thread.next() if self._thread is not None else anext(self._source))
+                if self._thread is None:
+                    return await anext(self._source)
+                self._here = iter(await self._thread.take(self.read_at_once))
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise errors.DeadlineExceeded(f"your input gave no item {self._count} before your time was over") from error
-        if value is _END:
-            raise StopAsyncIteration
-        return value
+        for item in self._here:
+            return item
+        raise StopAsyncIteration
 
 
 class _Thread:
@@ -144,29 +153,31 @@ class _Thread:
     def __init__(self, source: Iterator[Any]) -> None:
         self._source = source
         self._loop = asyncio.get_running_loop()
-        self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[asyncio.Future[Any], int] | None] = queue.SimpleQueue()
         self._context = contextvars.copy_context()
         self._is_started = False
 
-    async def next(self) -> Any:
-        """The next item, or _END."""
+    async def take(self, most: int) -> list[Any]:
+        """The next items; none at the end."""
         if not self._is_started:
             self._is_started = True
             threading.Thread(target=self._serve, name="algomesh-input", daemon=True).start()
         wanted: asyncio.Future[Any] = self._loop.create_future()
-        self._wanted.put(wanted)
-        return await wanted
+        self._wanted.put((wanted, most))
+        taken: list[Any] = await wanted
+        return taken
 
     def close(self) -> None:
         """End the thread, as soon as the iterator lets it."""
         self._wanted.put(None)
 
     def _serve(self) -> None:
-        while (wanted := self._wanted.get()) is not None:
+        while (order := self._wanted.get()) is not None:
+            wanted, most = order
             settle: Callable[[Any], None] = wanted.set_result
             outcome: Any
             try:
-                outcome = self._context.run(next, self._source, _END)
+                outcome = self._context.run(list, itertools.islice(self._source, most))
             except BaseException as error:  # whatever it is, it is the reader's to see
                 settle, outcome = wanted.set_exception, error
             try:
@@ -174,7 +185,7 @@ class _Thread:
             except RuntimeError:  # the loop has been closed: nobody reads any more
                 break
         if isinstance(self._source, Generator):
-            self._context.run(cast("Generator[Any, Any, Any]", self._source).close)
+            self._context.run(self._source.close)
 
 
 def _settle(wanted: "asyncio.Future[Any]", settle: Callable[[Any], None], outcome: Any) -> None:

@@ -35,6 +35,7 @@ log = get_logger("algomesh.lane")
 _HOMELESS_S: Final = 5.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
+_MOST_KNOWN: Final = 4096
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -77,6 +78,8 @@ class Lane:
         self._ids = itertools.count(1)
         self._free_ids: list[str] = []
         self._chains: dict[VersionId, tuple[str, Chain]] = {}
+        # By identity: a chain is made once for its route, and sent by one kind of sender.
+        self._sent_chains: dict[int, tuple[Chain, str]] = {}
         self._fleet = FleetWatch(connection, self)
         self.claims = Claims(connection)
         self._tail = len(self._caller) + len(session) + 2
@@ -132,7 +135,7 @@ class Lane:
     @property
     def host(self) -> str:
         """The machine that this process and all instances are on; nothing when they are on several."""
-        return self._fleet.shared_host()
+        return self._fleet.shared_host
 
     async def keep(self, content: Content, deadline: float, owner: Hashable) -> Content:
         """Put a large content aside, for instances to fetch; see `Claims.store`."""
@@ -183,7 +186,7 @@ class Lane:
             at=order.at,
             reply_to=self._caller if order.is_hop else "",
             credit=order.credit,
-            is_near=order.is_near and self.host != "",
+            is_near=order.is_near and self._fleet.shared_host != "",
         )
         if order.content.size_bytes > self._connection.max_payload - _MARGIN_BYTES:
             limit = self._connection.max_payload - _MARGIN_BYTES
@@ -207,10 +210,15 @@ class Lane:
                 known = subjects.call(version, self._caller), chain_of_call(version, order.attempts)
                 self._chains[version] = known
             return known
-        for stage in order.chain.stages.values():
-            self._fleet.watch(stage)
-        address = subjects.hop if order.is_hop else subjects.call
-        return address(version, self._caller), order.chain
+        known_chain = self._sent_chains.get(id(order.chain))
+        if known_chain is None or known_chain[0] is not order.chain:
+            for stage in order.chain.stages.values():
+                self._fleet.watch(stage)
+            address = subjects.hop if order.is_hop else subjects.call
+            if len(self._sent_chains) >= _MOST_KNOWN:
+                self._sent_chains.clear()
+            known_chain = self._sent_chains[id(order.chain)] = order.chain, address(version, self._caller)
+        return known_chain[1], order.chain
 
     def _take_id(self) -> str:
         """A call's number, used again and again: nats-server caches what it knows of a subject, and few are enough."""

@@ -7,22 +7,24 @@ from contextlib import aclosing
 from typing import Final, Self
 
 from algomesh import errors
-from algomesh.allowance import Allowance
+from algomesh.allowance import OWN_BUDGET, Allowance
+from algomesh.claiming import is_claimed
 from algomesh.compiling import compile_route
 from algomesh.conducting import Conductor, Tally, Trip
 from algomesh.content import Content
-from algomesh.granting import Grants, needs_grant
+from algomesh.granting import Grants
 from algomesh.lane import Lane, Order
 from algomesh.leasing import Leases
 from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
+from algomesh.result_cache import Answered, ResultCache, digest_of
 from algomesh.transport import DEEPEST, Input, Origin
 from algomesh_broker.connection import Connection
-from algomesh_broker.directory import Directory
+from algomesh_broker.directory import Directory, Resolved
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import Identity, is_instance_token
 from algomesh_broker.messages import ContentType, VersionEntry
-from algomesh_broker.names import VersionId
+from algomesh_broker.names import Reference, VersionId
 from algomesh_broker.route import Route
 from algomesh_observability.tracing import traceparent
 
@@ -38,7 +40,8 @@ class NatsTransport:
         self.directory = directory
         self._caller = connection.identity.caller
         self._loop = asyncio.get_running_loop()
-        self.conductor = Conductor(lane, Leases(connection))
+        self._results = ResultCache(connection)
+        self.conductor = Conductor(lane, Leases(connection), self._results)
         token = connection.identity.token or ""
         self._grants = Grants(connection, token if is_instance_token(token) else "")
         self._routes: dict[Pipeline, Route] = {}
@@ -73,8 +76,50 @@ class NatsTransport:
             except BrokerError as error:
                 raise translate(error) from error
             if not entry.pipeline:
+                digest = digest_of(content) if entry.cache_s > 0 else ""
+                if digest:
+                    return await self._call_kept(version, entry, content, digest, timeout_s, origin)
                 return await self._call_one(version, entry, content, timeout_s, origin)
         return await self._travel(pipeline, content, timeout_s, origin)
+
+    async def _call_kept(
+        self,
+        version: VersionId,
+        entry: VersionEntry,
+        content: Content,
+        digest: str,
+        timeout_s: float,
+        origin: Origin | None,
+    ) -> Response:
+        """One algorithm whose results are kept: looked up, and run, once at a time."""
+        began, now = time.perf_counter(), self._loop.time()
+        depth, deadline = 0, now + timeout_s
+        if origin is not None:
+            depth, deadline = origin.depth + 1, min(deadline, origin.deadline)
+        responses: list[Response] = []
+
+        async def send() -> Answered:
+            kept = await self._results.get(version, content, deadline)
+            if kept is not None:
+                return Answered(kept, cached=True)
+            left_s = max(0.0, deadline - self._loop.time())
+            responses.append(await self._call_one(version, entry, content, left_s, origin))
+            return Answered(responses[0].content, cached=responses[0].metadata.cached)
+
+        answered = await self._results.once((version, digest, depth), deadline, send)
+        if responses:
+            return responses[0]
+        return Response(
+            answered.content,
+            Metadata(
+                content_type=answered.content.content_type,
+                duration=time.perf_counter() - began,
+                run_id=self.conductor.new_run(),
+                version=str(version.version),
+                algorithm=version.algorithm,
+                cached=True,
+            ),
+        )
 
     async def _call_one(
         self, version: VersionId, entry: VersionEntry, content: Content, timeout_s: float, origin: Origin | None
@@ -82,7 +127,12 @@ class NatsTransport:
         """One algorithm: no route, no token."""
         began = time.perf_counter()
         run = self.conductor.new_run()
-        root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, str(version))
+        root, parent, root_caller, depth, budget, deadline = run, "", self._caller, 0, OWN_BUDGET, 0.0
+        if origin is None:
+            deadline = self._loop.time() + timeout_s
+        else:
+            root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, str(version))
+            budget = await self.conductor.budget(allowance, 1)
         result, pending = await self.lane.call(
             Order(
                 version=version,
@@ -94,13 +144,13 @@ class NatsTransport:
                 parent=parent,
                 root_caller=root_caller,
                 depth=depth,
-                budget=await self.conductor.budget(allowance, 1),
+                budget=budget,
                 traceparent=traceparent(root, run),
             )
         )
-        output = await self._read(
-            Content(result.content_type, result.detail, result.payload), result.writers, root, deadline
-        )
+        output = Content(result.content_type, result.detail, result.payload)
+        if result.writers or is_claimed(output.content_type, output.payload):
+            output = await self._read(output, result.writers, root, deadline)
         return Response(
             output,
             Metadata(
@@ -114,6 +164,7 @@ class NatsTransport:
                 compute_s=result.compute_ms / 1000,
                 queued_s=result.queued_ms / 1000,
                 instance=result.instance,
+                cached=result.cached,
             ),
         )
 
@@ -161,7 +212,7 @@ class NatsTransport:
         run = self.conductor.new_run()
         root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, "")
         granted = None
-        if needs_grant(route):
+        if route.needs_grant:
             granted = self._grants.known(route, timeout_s) or await self._grants.fetch(route, timeout_s)
         trip = Trip(
             granted=granted,
@@ -179,13 +230,21 @@ class NatsTransport:
         """The pipeline with every version resolved; made once for as long as the directory stays as it is."""
         route = self._routes.get(pipeline)
         if route is None:
+            lasting = True
+
+            def resolve(reference: Reference) -> Resolved:
+                nonlocal lasting
+                lasting = lasting and self.directory.is_lasting(reference)
+                return self.directory.resolve(reference)
+
             try:
-                route = compile_route(pipeline, self.directory.resolve)
+                route = compile_route(pipeline, resolve)
             except BrokerError as error:
                 raise translate(error) from error
-            if len(self._routes) >= _MOST_KNOWN:
-                self._routes.clear()
-            self._routes[pipeline] = route
+            if lasting:  # an alias with weights chooses anew for every run
+                if len(self._routes) >= _MOST_KNOWN:
+                    self._routes.clear()
+                self._routes[pipeline] = route
         return route
 
     def _origin(

@@ -71,7 +71,10 @@ class Stream(Iterator[Any]):
         """The next part. Raises MeshError."""
         if not self._finalizer.alive:
             raise StopIteration
-        reading = self._reading = self._begin(anext(self._parts))
+        try:
+            reading = self._reading = self._begin(anext(self._parts))
+        except RuntimeError as error:
+            raise errors.Unreachable("the client of this stream was closed") from error
         try:
             return reading.result()
         except StopAsyncIteration:

@@ -50,28 +50,38 @@ class Answers:
         self._record.add(self._event(job, "running"))
 
     def answer(
-        self, job: Job, outcome: Outcome, took_s: float, spent_ms: float | None = None, *, parts: int = -1
+        self,
+        job: Job,
+        outcome: Outcome,
+        took_s: float,
+        spent_ms: float | None = None,
+        *,
+        parts: int = -1,
+        kept_at: int = -1,
     ) -> None:
         """Send the result or the failure of a run that took `took_s` seconds, and record it.
 
-        `spent_ms` is the time of all user code on the way here, this run's included; `parts` how many were sent.
+        `spent_ms` is the time of all user code on the way here, this run's included; `parts` how many were sent;
+        `kept_at` the later step whose kept result the outcome is.
         """
         call = job.call
         subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
         if isinstance(outcome, content.Content):
+            place = None if kept_at < 0 or job.granted is None else job.granted.route.places[kept_at]
             result = messages.Result(
                 run=call.run,
                 attempt=call.attempt,
                 instance=self._instance,
-                version=self._number,
+                version=self._number if place is None else str(place.version.version),
                 content_type=outcome.content_type,
                 detail=outcome.detail,
                 payload=memoryview(outcome.payload),
                 queued_ms=(job.started - job.arrived) * 1000,
                 compute_ms=call.spent_ms + took_s * 1000 if spent_ms is None else spent_ms,
                 ready_ms=self.ready_ms if job.is_parked else 0,
-                at=call.at,
+                at=call.at if place is None else kept_at,
                 parts=parts,
+                cached=job.is_cached,
                 writers=job.writers,
             )
             try:

@@ -37,10 +37,19 @@ class _Several:
         self.loop = loop
 
     async def call_child(self, context: RunContext, pipeline: Any, value: Any, timeout: float | None) -> NoReturn:
-        raise errors.PermissionDenied(
-            "a batch runs for several callers, so it may not call; call in an algorithm without batch",
-            stage=context.algorithm,
-        )
+        raise _denied(context)
+
+    def stream_child(
+        self, context: RunContext, pipeline: Any, value: Any, timeout: float | None, told: Any
+    ) -> NoReturn:
+        raise _denied(context)
+
+
+def _denied(context: RunContext) -> errors.PermissionDenied:
+    return errors.PermissionDenied(
+        "a batch runs for several callers, so it may not call; call in an algorithm without batch",
+        stage=context.algorithm,
+    )
 
 
 class _Running:

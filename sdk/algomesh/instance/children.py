@@ -91,7 +91,8 @@ class Children:
         finally:
             self._suspended -= 1
             job.calling.discard(calling)
-            if not job.has_slot and not job.abandoned_at:
+            # With several calls under way, the last to return takes the slot back: two would wait for each other.
+            if not job.calling and not job.has_slot and not job.abandoned_at:
                 await self._intake.take_slot(job)
 
     async def _open(self) -> NatsTransport:

@@ -6,6 +6,7 @@ hops), and for as long as the stream takes to answer where it had to be parked.
 """
 
 import asyncio
+from functools import partial
 from typing import Final, NamedTuple
 
 from algomesh import errors
@@ -15,14 +16,14 @@ from algomesh.instance.job import Job
 from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream_refusal
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message
-from algomesh_broker.errors import BrokerError, PayloadTooLarge
+from algomesh_broker.errors import PayloadTooLarge
 from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.forwarding")
 
-_CONFIRM_S: Final = 0.005
+_CONFIRM_S: Final = 0.02
 
 
 class _Kept(NamedTuple):
@@ -50,7 +51,9 @@ class Forwarder:
         self._free: list[str] = []
         self._count = 0
         self._subjects: dict[VersionId, str] = {}
-        self._confirming: asyncio.Task[None] | None = None
+        self._confirming: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def open(self) -> None:
         """Hear when a hop finds nobody."""
@@ -98,12 +101,12 @@ class Forwarder:
             raise errors.PayloadTooLarge(f"the output is too large for the next step: {error}; return less") from error
         self._sent[ticket] = _Kept(version, subject, envelope, onward, job.caller, job.deadline)
         if self._confirming is None:
-            self._confirming = self._loop.create_task(self._confirm(), name="confirm-hops")
+            self._idle.clear()
+            self._confirming = self._loop.call_later(_CONFIRM_S, self._ask)
 
     async def drain(self) -> None:
         """Return when every hop has found somebody, or lies with the stream."""
-        while self._confirming is not None:
-            await asyncio.wait([self._confirming])
+        await self._idle.wait()
 
     def _take_ticket(self) -> str:
         if self._free:
@@ -111,19 +114,21 @@ class Forwarder:
         self._count += 1
         return f"{self._inbox}.{self._count}"
 
-    async def _confirm(self) -> None:
-        """Forget what the server has dealt with: its word about a hop comes before its PONG."""
-        while self._sent:
-            await asyncio.sleep(_CONFIRM_S)
-            tickets = list(self._sent)
-            try:
-                await self._connection.flush()
-            except BrokerError as error:
-                log.info("hops_not_confirmed", count=len(tickets), error=str(error))
-            for ticket in tickets:
-                if self._sent.pop(ticket, None) is not None:
-                    self._free.append(ticket)
+    def _ask(self) -> None:
+        """Have the server say when it has dealt with what was sent: its word about a hop comes before its PONG."""
+        self._connection.ping(partial(self._confirmed, list(self._sent)))
+
+    def _confirmed(self, tickets: list[str], error: Exception | None) -> None:
+        if error is not None:  # whoever waits sends the pipeline again when the connection is back
+            log.info("hops_not_confirmed", count=len(tickets), error=str(error))
+        for ticket in tickets:
+            if self._sent.pop(ticket, None) is not None:
+                self._free.append(ticket)
         self._confirming = None
+        if self._sent:
+            self._confirming = self._loop.call_later(_CONFIRM_S, self._ask)
+        else:
+            self._idle.set()
 
     def _on_word(self, message: Message) -> None:
         """Nobody is there for a hop, or the stream's answer to a parked one."""

@@ -18,7 +18,9 @@ class Job:
     """A call that this instance has. Times are the loop's, in seconds.
 
     `caller` waits for the answer: the subject's caller, or for a hop who the route says. `run` is this run's own
-    id: the call's, or for a step of a pipeline one made of it. `granted` and `place` are set for such a step.
+    id: the call's, or for a step of a pipeline one made of it. `granted` and `place` are set for such a step,
+    and `next` is the one that comes after it, END when the answer goes to the caller. `is_cached` says that its output
+    is that of another run.
     """
 
     __slots__ = (
@@ -35,10 +37,12 @@ class Job:
         "granted",
         "has_slot",
         "inflow",
+        "is_cached",
         "is_over",
         "is_parked",
         "is_unread",
         "limit",
+        "next",
         "outflow",
         "place",
         "reader",
@@ -76,6 +80,8 @@ class Job:
         self.abandoned_at = 0.0
         self.has_slot = False
         self.granted, self.place = granted, place
+        self.next = END if place is None else place.next
+        self.is_cached = False
         self.run = call.run if place is None else f"{call.run}-{call.at}"
         self.allowance = Allowance(call.root, call.budget)
         self.inflow: Inflow | None = None
@@ -87,8 +93,3 @@ class Job:
         self.gone = 0
         self.task: asyncio.Task[None] | None = None
         self.context: RunContext | None = None
-
-    @property
-    def next(self) -> int:
-        """The step that comes after this one; END when the answer goes to the caller."""
-        return END if self.place is None else self.place.next

@@ -22,6 +22,7 @@ from algomesh.instance.watch import WatchWriter
 from algomesh.instance.yielding import NOTHING, Yielding
 from algomesh.lane import Lane
 from algomesh.leasing import Leases
+from algomesh.result_cache import ResultCache
 from algomesh_broker import messages
 from algomesh_broker.connection import Connection
 from algomesh_broker.errors import BrokerError
@@ -57,6 +58,7 @@ class Joiner:
         yielding: Yielding,
         watch: WatchWriter,
         hand_on: HandOn,
+        results: ResultCache,
     ) -> None:
         """`hand_on(job, at, output, spent_ms, took_s)` sends a value to step `at`."""
         self._connection = connection
@@ -64,6 +66,7 @@ class Joiner:
         self._yielding = yielding
         self._watch = watch
         self._hand_on = hand_on
+        self._results = results
         self._loop = asyncio.get_running_loop()
         self._instance = instance
         self._joins: dict[str, _Join] = {}
@@ -90,7 +93,7 @@ class Joiner:
                     self._lane = await Lane.open(self._connection)
                 except BrokerError as error:
                     raise errors.of_code(error.code, str(error)) from error
-                self._conductor = Conductor(self._lane, Leases(self._connection))
+                self._conductor = Conductor(self._lane, Leases(self._connection), self._results)
             return self._lane
 
     def begin(self, job: Job, output: Content, spent_ms: float, took_s: float) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from algomesh.instance.answers import Answers, Outcome
 from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
+from algomesh.instance.coalescing import Coalescing
 from algomesh.instance.dispatch import DispatchChoice
 from algomesh.instance.forwarding import Forwarder
 from algomesh.instance.inflow import Feeds
@@ -34,6 +35,7 @@ from algomesh.instance.watch import WatchWriter
 from algomesh.instance.yielding import NOTHING, Yielding
 from algomesh.pipeline import Pipeline
 from algomesh.response import Response
+from algomesh.result_cache import ResultCache, is_kept
 from algomesh.result_stream import Tell
 from algomesh.transport import Origin
 from algomesh_broker import codec, messages, subjects
@@ -78,7 +80,11 @@ class Runner:
         self._answers = Answers(connection, self._version, boot, ready_ns)
         self._forwarder = Forwarder(connection, self._answers)
         self._yielding = Yielding(self._answers, self._feed)
-        self._joiner = Joiner(connection, boot.instance, self._answers, self._yielding, watch, self._hand_on)
+        self._results = ResultCache(connection)
+        self._same = Coalescing(0.0 if algorithm.yields else boot.options.cache_s)
+        self._joiner = Joiner(
+            connection, boot.instance, self._answers, self._yielding, watch, self._hand_on, self._results
+        )
         self._feeds = Feeds(connection)
         self._threads = Threads(self.loop, "run")
         self._intake = Intake(
@@ -149,6 +155,9 @@ class Runner:
             self._fetch(job, now)
             return
         job.started, job.started_at = now, time.time()
+        if not self._algorithm.yields and self._same.joins(job):
+            self._wait_for_same(job, now)
+            return
         timeout_s = self._boot.options.timeout_s
         if job.place is not None and job.place.step.timeout_s is not None:
             timeout_s = min(timeout_s or job.place.step.timeout_s, job.place.step.timeout_s)
@@ -180,6 +189,16 @@ class Runner:
             job.task = self.loop.create_task(self._await(job), name=f"run-{job.run}")
         else:
             self._threads.submit(partial(self._in_thread, job))
+
+    def _wait_for_same(self, job: Job, now: float) -> None:
+        """The same is being run for another: its outcome is this job's too, and it needs no slot."""
+        job.limit = job.deadline
+        self._jobs[job.run] = job
+        if job.is_parked:
+            self._say_running(job, now)
+        if self._sweeping is None:
+            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
+        self._end_slot(job)
 
     def _fetch(self, job: Job, now: float) -> None:
         """Its input lies elsewhere: fetch it, in its slot, and start it then."""
@@ -290,21 +309,45 @@ class Runner:
         self._intake.give_slot(job)
         if job.inflow is not None:
             job.inflow.close()
+        first = self._same.end(job)
+        if first is not None and isinstance(outcome, content.Content):
+            self._results.put(self._version, first.digest, outcome, first.cache_s)
         if job.abandoned_at:
             pass
         elif job.outflow is not None:
             self._yielding.end(job, outcome, took_s)
-        elif isinstance(outcome, content.Content) and is_large(outcome):
-            keeping = self.loop.create_task(self._keep(job, outcome, took_s), name=f"keep-{job.run}")
-            self._keeping.add(keeping)
-            keeping.add_done_callback(self._keeping.discard)
         else:
-            self._settle(job, outcome, took_s)
+            self._finish(job, outcome, took_s)
+        if first is not None:
+            self._share(first.waiting, outcome)
         self._intake.serve()
         if self._dispatch.observe(took_s, cpu_s):
             log.info("dispatch_changed", dispatch=self._dispatch.mode, took_ms=round(took_s * 1000, 2))
         if self._intake.is_draining and not self._jobs:
             self._ended.set()
+
+    def _share(self, waiting: list[Job], outcome: Outcome) -> None:
+        """Answer who waited for the same; an error that came of the other's time or allowance is not theirs."""
+        is_theirs = isinstance(outcome, content.Content | errors.AlgorithmError | errors.BadInput | errors.BadOutput)
+        for job in waiting:
+            self._jobs.pop(job.run, None)
+            if is_theirs:
+                job.is_cached = isinstance(outcome, content.Content)
+                self._finish(job, outcome, 0.0)
+            else:
+                self._intake.park(job)
+
+    def _finish(self, job: Job, outcome: Outcome, took_s: float) -> None:
+        if isinstance(outcome, content.Content) and is_large(outcome):
+            self._see_to(self._keep(job, outcome, took_s), f"keep-{job.run}")
+        else:
+            self._settle(job, outcome, took_s)
+
+    def _see_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Something that ends soon, and that draining waits for."""
+        keeping = self.loop.create_task(work, name=name)
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
 
     async def _keep(self, job: Job, output: content.Content, took_s: float) -> None:
         """Put a large output where its reader can fetch it, and go on with its claim."""
@@ -325,6 +368,7 @@ class Runner:
     def _go_on(self, job: Job, output: content.Content, took_s: float) -> None:
         """The output is the next step's input, or that of several which are joined here."""
         assert job.granted is not None
+        job.is_cached = False
         spent_ms = job.call.spent_ms + took_s * 1000
         if isinstance(job.granted.route.steps[job.next], CallStep):
             self._hand_on(job, job.next, output, spent_ms, took_s)
@@ -332,6 +376,32 @@ class Runner:
             self._joiner.begin(job, output, spent_ms, took_s)
 
     def _hand_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
+        """On to step `at`, or to what follows it where its result is kept."""
+        assert job.granted is not None
+        if is_kept(job.granted.route.steps[at]) and output.content_type != "claim":
+            self._see_to(self._look(job, at, output, spent_ms, took_s), f"look-{job.run}")
+        else:
+            self._send_on(job, at, output, spent_ms, took_s)
+
+    async def _look(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
+        """Leave out the steps whose results are kept, and go on after them."""
+        assert job.granted is not None
+        route, kept_at = job.granted.route, -1
+        while at != END and is_kept(route.steps[at]):
+            found = await self._results.get(route.places[at].version, output, job.deadline)
+            if found is None:
+                break
+            output, kept_at, at = found, at, route.steps[at].next
+        if at == END:
+            job.is_cached = True
+            self._answers.answer(job, output, took_s, spent_ms, kept_at=kept_at)
+        elif isinstance(route.steps[at], CallStep):
+            self._send_on(job, at, output, spent_ms, took_s)
+        else:
+            job.next = at
+            self._joiner.begin(job, output, spent_ms, took_s)
+
+    def _send_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
         try:
             self._forwarder.hand_over(job, at, output, spent_ms)
         except errors.MeshError as error:
@@ -378,7 +448,13 @@ class Runner:
         if job.abandoned_at:
             return
         self._answers.fail(job, error, self.loop.time() - job.started, state)
+        if self._same.leaves(job):
+            del self._jobs[job.run]
+            return
         job.abandoned_at = self.loop.time()
+        first = self._same.end(job)
+        if first is not None:
+            self._share(first.waiting, error)
         if job.context is not None:
             job.context.cancelled = True
         if job.task is not None:
