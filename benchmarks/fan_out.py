@@ -14,13 +14,18 @@ from benchmarks.mesh import Mesh
 
 STAGES, ROUNDS, WAIT_S = 8, 15, 0.1
 SOURCE = """
+@algorithm("bench/wait{number}", version="1.0.0")
+def wait{number}(text: str) -> str:
+    time.sleep(0.1)
+    return text
+"""
+HEAD = """
 import time
 from algomesh import algorithm
 
-def wait(text: str) -> str:
-    time.sleep(0.1)
+@algorithm("bench/pass", version="1.0.0")
+def go_on(text: str) -> str:
     return text
-
 """
 
 
@@ -52,9 +57,7 @@ def run() -> dict[str, Any]:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name, Mesh() as mesh:
         file = Path(name) / "waits.py"
-        lines = [f'wait{number} = algorithm("bench/wait{number}", version="1.0.0")(wait)' for number in range(STAGES)]
-        lines.append('go_on = algorithm("bench/pass", version="1.0.0")(str)')
-        file.write_text(SOURCE + "\n".join(lines).replace("(str)", "(lambda text: text)") + "\n")
+        file.write_text(HEAD + "".join(SOURCE.format(number=number) for number in range(STAGES)))
         mesh.cli("publish", str(file))
         took = uvloop.run(compare(mesh))
     medians = {side: figures.median(values) for side, values in took.items()}
