@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from algomesh import errors
 from algomesh.compiling import check_fit
@@ -65,7 +65,7 @@ class AsyncClient:
         if not comes_in_items(pipeline, value):
             return await self._transport.call(pipeline, encode_input(value), limit_s, self._origin)
         async with given(pipeline, value, limit_s) as (items, left_s):
-            return await self._transport.call(pipeline, cast("Content", items), left_s, self._origin)
+            return await self._transport.call(pipeline, items, left_s, self._origin)
 
     def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> AsyncStream:
         """Run a pipeline, part by part; see `AsyncAlgo.stream`."""

@@ -19,8 +19,9 @@ from algomesh.allowance import OWN_BUDGET, TOO_MANY, Allowance
 from algomesh.chain import Chain, chain_alone, chain_of_route
 from algomesh.claiming import is_large
 from algomesh.content import Content
-from algomesh.lane import Lane, Order
+from algomesh.lane import Lane
 from algomesh.leasing import Leases
+from algomesh.order import Order
 from algomesh.part_stream import PartStream
 from algomesh.pending import Pending
 from algomesh.response import Metadata
@@ -118,11 +119,17 @@ class Conductor:
         """An id that no other run has."""
         return f"{self._random.getrandbits(128):032x}"
 
-    async def run(self, trip: Trip, at: int, content: Content, tally: Tally, run: str = "") -> Content:
-        """From step `at` to the end of its chain. Raises the MeshError that it ended in."""
+    async def run(
+        self, trip: Trip, at: int, content: Content | AsyncIterator[Content], tally: Tally, run: str = ""
+    ) -> Content:
+        """From step `at` to the end of its chain; `content` may be items that come one by one, for an `each`.
+
+        Raises the MeshError that it ended in.
+        """
         while True:
             step = trip.route.steps[at]
             if isinstance(step, CallStep):
+                assert isinstance(content, Content)
                 if self._results is None or not is_kept(step):
                     return await self._send(trip, at, content, tally, run)
                 key = self._flight_key(trip, at, content)
@@ -193,12 +200,14 @@ class Conductor:
         while True:
             step = trip.route.steps[at]
             if isinstance(step, EachStep) and step.next == END:
-                async for output in self.stream_each(trip, step, content, tally):
-                    yield output
+                async with aclosing(self.stream_each(trip, step, content, tally)) as outputs:
+                    async for output in outputs:
+                        yield output
                 return
-            if not isinstance(content, Content):
+            if not isinstance(content, Content) and not isinstance(step, EachStep):
                 content = contents.join([item async for item in content], [])
             if isinstance(step, CallStep):
+                assert isinstance(content, Content)
                 after, content = await self.skip(trip, at, content, tally)
                 if after == END:
                     yield content
@@ -242,10 +251,11 @@ class Conductor:
                     yield held.pop(due)
                     due += 1
 
-    async def join(self, trip: Trip, at: int, content: Content, tally: Tally) -> Content:
+    async def join(self, trip: Trip, at: int, content: Content | AsyncIterator[Content], tally: Tally) -> Content:
         """The branches of step `at`, all of them, as one content. Raises the error of the first that fails."""
         step = trip.route.steps[at]
         if isinstance(step, AllStep):
+            assert isinstance(content, Content)
             owner = object()
             if is_large(content):  # once for all branches
                 content = await self._lane.keep(content, trip.deadline, owner)

@@ -9,18 +9,18 @@ answer comes from its last stage.
 import asyncio
 import itertools
 import secrets
-import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from algomesh import errors
-from algomesh.chain import ANYWHERE, Chain, chain_of_call
+from algomesh.chain import Chain, chain_of_call
 from algomesh.claiming import Claims, is_large
 from algomesh.content import Content
 from algomesh.fleet_watch import FleetWatch
+from algomesh.hearing import hear, record_of
+from algomesh.order import Order
 from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream_refusal
 from algomesh.pending import PARKED, RUNNING, SENT, Pending
 from algomesh_broker import codec, messages, subjects
@@ -36,34 +36,6 @@ _HOMELESS_S: Final = 5.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
 _MOST_KNOWN: Final = 4096
-
-
-class Order(Struct, frozen=True, kw_only=True):
-    """What to call, with what, on whose behalf; `deadline` is the loop's time.
-
-    A chain of a pipeline has its `grant`, its first step `at`, and `chain`, what is known of the rest; `is_hop`
-    when it is sent by an instance that hands over, and needs no right to call.
-    """
-
-    version: VersionId
-    content: Content
-    deadline: float
-    attempts: int = 3
-    chain: Chain | None = None
-    grant: bytes = b""
-    at: int = ANYWHERE
-    is_hop: bool = False
-    is_near: bool = True
-    credit: int = 0
-    on_part: Callable[[messages.Part], None] | None = None
-    on_progress: Callable[[messages.Running], None] | None = None
-    run: str
-    root: str
-    parent: str
-    root_caller: str
-    depth: int = 0
-    budget: int = 10_000
-    traceparent: str = ""
 
 
 class Lane:
@@ -283,24 +255,9 @@ class Lane:
 
     def _tell(self, pending: Pending, state: messages.RunState, error: str) -> None:
         """The record of a run that ended without an instance's word."""
-        if not self._connection.is_connected:
-            return
-        call, version = pending.call, pending.version
-        event = messages.RunEvent(
-            run=call.run,
-            attempt=call.attempt,
-            root=call.root,
-            parent=call.parent,
-            algorithm=version.algorithm,
-            version=str(version.version),
-            caller=self._caller,
-            root_caller=call.root_caller,
-            instance=pending.instance,
-            state=state,
-            ended_at=time.time(),
-            error=error,
-        )
-        self._connection.publish(subjects.caller_events(self._caller), codec.encode(messages.Events(runs=[event])))
+        if self._connection.is_connected:
+            event = record_of(pending, self._caller, state, error)
+            self._connection.publish(subjects.caller_events(self._caller), codec.encode(messages.Events(runs=[event])))
 
     # Hearing
 
@@ -325,30 +282,7 @@ class Lane:
             return
         if reply.run != pending.call.run:
             return
-        match reply:
-            case messages.Result():
-                if pending.parked_at:
-                    pending.taken(reply.instance, reply.ready_ms, self._loop.time(), reply.at)
-                if not pending.future.done():
-                    pending.future.set_result(reply)
-            case messages.Failure():
-                stage = reply.stage or str(pending.version)
-                failure = errors.of_code(reply.code, reply.message, stage=stage, error_type=reply.error_type)
-                failure.branch = reply.branch
-                pending.fail(failure)
-            case messages.Running():
-                pending.taken(reply.instance, reply.ready_ms, self._loop.time(), reply.at)
-                if pending.on_progress is not None:
-                    pending.on_progress(reply)
-            case messages.Part():
-                if pending.on_part is not None and reply.attempt == pending.call.attempt:
-                    pending.taken(reply.instance, 0, self._loop.time(), reply.at)
-                    pending.parts += 1
-                    pending.on_part(reply)
-            case messages.Parked():
-                pending.waits(reply.at, self._loop.time())
-            case messages.HandedOver():
-                pending.moved(reply.at)
+        hear(pending, reply, self._loop.time())
 
     def _on_late_reply(self, message: Message) -> None:
         """Word of a call that is over: who still runs it is told so; a chain between two steps could not be."""

@@ -13,8 +13,9 @@ from algomesh.compiling import compile_route
 from algomesh.conducting import Conductor, Tally, Trip
 from algomesh.content import Content
 from algomesh.granting import Grants
-from algomesh.lane import Lane, Order
+from algomesh.lane import Lane
 from algomesh.leasing import Leases
+from algomesh.order import Order
 from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
 from algomesh.result_cache import Answered, ResultCache, digest_of
@@ -68,9 +69,9 @@ class NatsTransport:
         except BrokerError as error:
             raise translate(error) from error
 
-    async def call(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
+    async def call(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
         """Run a pipeline, every version resolved now. Raises MeshError; ends within `timeout_s` seconds."""
-        if isinstance(pipeline, Stage) and pipeline.is_plain:
+        if isinstance(pipeline, Stage) and pipeline.is_plain and isinstance(content, Content):
             try:
                 version, entry = self.directory.resolve(pipeline.target)
             except BrokerError as error:
@@ -168,7 +169,7 @@ class NatsTransport:
             ),
         )
 
-    async def _travel(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
+    async def _travel(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
         """Several: by a route, under its token."""
         began = time.perf_counter()
         trip, run = await self._trip(pipeline, timeout_s, origin)

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from algomesh import errors
 from algomesh.content import Content
-from algomesh.lane import Lane, Order
+from algomesh.lane import Lane
+from algomesh.order import Order
 from algomesh.pending import Pending
 from algomesh_broker import messages
 

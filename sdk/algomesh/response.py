@@ -13,8 +13,8 @@ class Metadata(Struct, frozen=True, kw_only=True):
 
     `duration` is from `pipe` to its answer, `compute_s` the algorithm's own time, `queued_s` the wait for
     a slot, `cold_start_s` the wait for an instance to start (0.0 when one was up), `attempts` how often
-    it was sent. `cached` says that the result was kept from an earlier run, or is that of one which was under way; where
-    branches were joined, that all of theirs were.
+    it was sent. `cached` says that the result was kept from an earlier run, or is that of one which was under
+    way; where branches were joined, that all of theirs were.
     """
 
     content_type: ContentType

@@ -30,8 +30,11 @@ class Origin(NamedTuple):
 class Transport(Protocol):
     """One way to the mesh; made on a running loop, used from that loop only."""
 
-    async def call(self, pipeline: Pipeline, content: Content, timeout_s: float, origin: Origin | None) -> Response:
-        """Run a pipeline, or one algorithm. Raises MeshError; ends within `timeout_s` seconds."""
+    async def call(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
+        """Run a pipeline, or one algorithm; items that come one by one are for an `each` at its head.
+
+        Raises MeshError; ends within `timeout_s` seconds.
+        """
         ...
 
     def stream(

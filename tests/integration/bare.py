@@ -19,10 +19,11 @@ import algomesh
 from algomesh import content
 from algomesh.compiling import compile_route
 from algomesh.conducting import Conductor, Tally, Trip
-from algomesh.granting import needs_grant
-from algomesh.lane import Lane, Order
+from algomesh.lane import Lane
+from algomesh.order import Order
 from algomesh.pending import Pending
 from algomesh.pipeline import Pipeline
+from algomesh.result_cache import ResultCache
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection, Message
@@ -57,6 +58,7 @@ class BareMesh:
         self.logs = logs
         self.url = server.url
         self._stack = AsyncExitStack()
+        self._conductors: dict[Lane, Conductor] = {}
         self._count = self._count_probes = 0
         self.instances: list[subprocess.Popen[bytes]] = []
 
@@ -99,6 +101,11 @@ class BareMesh:
             allow_msg_ttl=True, allow_direct=True, max_msgs_per_subject=1,
         )  # fmt: skip
 
+        await self._ask(
+            "STREAM.CREATE.cache", name="cache", subjects=[subjects.ALL_RESULTS], storage="memory", discard="old",
+            allow_msg_ttl=True, allow_direct=True, max_msgs_per_subject=1, no_ack=True,
+        )  # fmt: skip
+
     async def make_consumer(self, version: VersionId) -> None:
         subject = subjects.parked_of(version)
         config: dict[str, Any] = {
@@ -118,9 +125,11 @@ class BareMesh:
             await self.make_streams()
         await self.make_consumer(getattr(bare_algorithms, attribute).version_id)
 
-    async def publish_entry(self, version: VersionId) -> None:
+    async def publish_entry(self, version: VersionId, cache_s: float = 0.0) -> None:
         entry = messages.AlgorithmEntry(
-            owner=version.owner, name=version.name, versions=[messages.VersionEntry(version=str(version.version))]
+            owner=version.owner,
+            name=version.name,
+            versions=[messages.VersionEntry(version=str(version.version), cache_s=cache_s)],
         )
         await self.admin.request(subjects.directory_key(version.owner, version.name), codec.encode(entry))
 
@@ -158,9 +167,9 @@ class BareMesh:
 
     async def serve(self, attribute: str, **options: Any) -> subprocess.Popen[bytes]:
         """Make the algorithm callable and start one instance of it."""
-        version = getattr(bare_algorithms, attribute).version_id
-        await self.make_consumer(version)
-        await self.publish_entry(version)
+        algorithm = getattr(bare_algorithms, attribute)
+        await self.make_consumer(algorithm.version_id)
+        await self.publish_entry(algorithm.version_id, algorithm.options.cache_s)
         return self.start(attribute, **options)
 
     async def until_ready(self, attribute: str) -> None:
@@ -213,6 +222,7 @@ class BareMesh:
                 version=str(found.version_id.version),
                 attempts=found.options.attempts,
                 takes_parts=found.item_taken is not None,
+                cache_s=found.options.cache_s,
             )
             return found.version_id, entry
 
@@ -224,7 +234,7 @@ class BareMesh:
         """Send a pipeline as a client would, under a token that the test has signed in the registry's stead."""
         tally = Tally()
         lane, trip = lane or self.lane, self.trip(pipeline, timeout_s)
-        output = await Conductor(lane).run(trip, 0, content.encode(value), tally)
+        output = await self.conductor(lane).run(trip, 0, content.encode(value), tally)
         output = await lane.claims.load(output, trip.deadline)
         lane.release(tally.writers, trip.root)
         return content.decode(*output), tally
@@ -232,15 +242,21 @@ class BareMesh:
     async def stream(self, pipeline: Pipeline, value: Any, *, timeout_s: float = 20) -> AsyncGenerator[Any, None]:
         """The same, part by part; `value` may be an asynchronous iterator for an `each`."""
         items = encoded(value) if isinstance(value, AsyncIterator) else content.encode(value)
-        streaming = Conductor(self.lane).stream(self.trip(pipeline, timeout_s), items, Tally())
+        streaming = self.conductor(self.lane).stream(self.trip(pipeline, timeout_s), items, Tally())
         async with aclosing(streaming) as parts:
             async for part in parts:
                 yield content.decode(*part)
 
+    def conductor(self, lane: Lane) -> Conductor:
+        """The way of one caller, which looks for kept results as a client does; one for each lane."""
+        if lane not in self._conductors:
+            self._conductors[lane] = Conductor(lane, None, ResultCache(lane._connection))
+        return self._conductors[lane]
+
     def trip(self, pipeline: Pipeline, timeout_s: float) -> Trip:
         route = self.route(pipeline)
         return Trip(
-            granted=self.grant(route) if needs_grant(route) else None,
+            granted=self.grant(route) if route.needs_grant else None,
             route=route,
             root=secrets.token_hex(16),
             parent="",

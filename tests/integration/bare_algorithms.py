@@ -275,3 +275,45 @@ def echo(value: Any) -> Any:
 @algomesh.algorithm("t/size", version="1.0.0")
 def size(value: Any) -> int:
     return len(value)
+
+
+def _note(text: str, word: str) -> None:
+    with Path(text.split(maxsplit=1)[0]).open("a") as file:
+        file.write(f"{word}\n")
+
+
+@algomesh.algorithm("t/kept", version="1.0.0", cache="10m")
+def kept(text: str) -> str:
+    """Lower all but the file that it notes its runs in, `FILE words`; pure but for that, as the next ones are."""
+    _note(text, "kept")
+    file, _, words = text.partition(" ")
+    return f"{file} {words.lower()}"
+
+
+@algomesh.algorithm("t/kept-too", version="1.0.0", cache="10m")
+def kept_too(text: str) -> str:
+    _note(text, "kept-too")
+    return f"{text}."
+
+
+@algomesh.algorithm("t/kept-brief", version="1.0.0", cache=1)
+def kept_brief(text: str) -> str:
+    _note(text, "kept-brief")
+    return text
+
+
+@algomesh.algorithm("t/kept-gate", version="1.0.0", cache="10m", timeout=20, concurrency=4)
+def kept_gate(text: str) -> str:
+    """Wait until the file that the text names last is there; fail where the text has `bad` in it."""
+    _note(text, "kept-gate")
+    while not Path(text.rsplit(maxsplit=1)[-1]).exists():
+        time.sleep(0.01)
+    if "bad" in text:
+        raise ValueError("bad")
+    return text
+
+
+@algomesh.algorithm("t/kept-large", version="1.0.0", cache="10m")
+def kept_large(text: str) -> bytes:
+    _note(text, "kept-large")
+    return b"x" * 600_000

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from algomesh import content
+from algomesh.claiming import Claims
 from algomesh.content import Content
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message
@@ -34,6 +35,7 @@ class StandIn:
     behave: Callable[["StandIn", messages.Call, str], None]
     calls: list[messages.Call] = field(default_factory=list)
     cancels: list[messages.Cancel] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
         await self.connection.subscribe(subjects.calls_of(self.version), self._on_call, subjects.WORKERS)
@@ -75,7 +77,24 @@ class StandIn:
 
 
 def echo(stand_in: StandIn, call: messages.Call, caller: str) -> None:
-    stand_in.result(caller, call, Content(call.content_type, call.detail, call.payload))
+    given = Content(call.content_type, call.detail, call.payload)
+    if given.content_type != "claim":
+        stand_in.result(caller, call, given)
+        return
+    task = asyncio.get_running_loop().create_task(_echo_large(stand_in, call, caller, given))
+    stand_in.tasks.add(task)
+    task.add_done_callback(stand_in.tasks.discard)
+
+
+async def _echo_large(stand_in: StandIn, call: messages.Call, caller: str, given: Content) -> None:
+    """As an instance does: fetch what was put aside, and put the output aside in its own name."""
+    claims = Claims(stand_in.connection)
+    deadline = asyncio.get_running_loop().time() + 20
+    try:
+        output = await claims.store(await claims.load(given, deadline), deadline, call.run, "")
+    finally:
+        claims.close()
+    stand_in.result(caller, call, output)
 
 
 def fail(stand_in: StandIn, call: messages.Call, caller: str) -> None:
@@ -186,6 +205,7 @@ async def served(folder: Path, postgres: str, **fields: Any) -> AsyncIterator[Se
     """A gateway that is ready, in front of demo/echo, demo/fail and demo/slow (which never answers)."""
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(running_mesh(folder, postgres))
+        await (await mesh.store("launcher")).ensure_claims()
         echoing, failing, silent = [
             await _stand_in(mesh, str(version), behave, f"test-{number}")
             for number, (version, behave) in enumerate([(ECHO, echo), (FAIL, fail), (SLOW, keep_silent)], 1)

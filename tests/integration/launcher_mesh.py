@@ -91,6 +91,16 @@ class Shelf:
         await self._admin.put_entries([entry])
         return version
 
+    def publish_pipeline(self, reference: str, pipeline: bytes) -> VersionId:
+        """Have a manifest of a named pipeline to give."""
+        version = VersionId.parse(reference)
+        manifest = platform.Manifest(
+            owner=version.owner, name=version.name, version=str(version.version), entry="", pipeline=pipeline
+        )
+        digest = hashlib.sha256(pipeline).hexdigest()
+        self._manifests[version] = platform.StoredManifest(manifest=manifest, digest=digest)
+        return version
+
     def _on_request(self, message: Message) -> None:
         request, ask = subjects.parse_platform(message.subject), codec.decode_ask(message.data)
         self.asked[request.verb] += 1

@@ -56,8 +56,88 @@ def test_ls_lists_versions(up: Up) -> None:
         ("me/double", "1.0.0"), ("me/echo", "1.0.0"), ("me/shout", "1.0.0"),
     ]  # fmt: skip
     plain = up.run("ls").stdout.splitlines()
-    assert plain[0].split() == ["ALGORITHM", "VERSION", "PUBLISHED", "DESCRIPTION"]
+    assert plain[0].split() == ["ALGORITHM", "VERSION", "ALIASES", "PUBLISHED", "DESCRIPTION"]
     assert plain[3].endswith("Capitals.")
+
+
+PIPELINE = """
+import algomesh
+from algomesh import stage
+
+LOUD = algomesh.named("me/loud", stage("me/echo") | "me/shout", version="1.0.0")
+"""
+
+
+def test_an_alias_is_set_listed_called_and_removed(up: Up) -> None:
+    made = up.run("alias", "set", "me/shout", "stable", "1.0.0")
+    listed = up.run("alias", "ls").stdout.splitlines()
+    rows = up.json("alias", "ls", "me/shout")
+    in_ls = [row["aliases"] for row in up.json("ls") if row["algorithm"] == "me/shout"]
+    called = up.run("call", "me/shout/stable", "hello")
+    removed = up.run("alias", "rm", "me/shout", "stable")
+    after = up.run("call", "me/shout/stable", "hello")
+
+    assert made.stdout == "me/shout/stable is 1.0.0\n"
+    assert [line.split() for line in listed] == [["ALGORITHM", "ALIAS", "MEANS"], ["me/shout", "stable", "1.0.0"]]
+    assert rows == [{"algorithm": "me/shout", "alias": "stable", "weights": {"1.0.0": 1}, "means": "1.0.0"}]
+    assert in_ls == [{"stable": 1.0}]
+    assert called.stdout == "HELLO\n"
+    assert removed.stdout == "removed me/shout/stable\n"
+    assert after.returncode == 1
+    assert "no version 'stable'" in after.stderr
+    assert up.json("alias", "ls") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("set", "me/shout", "latest", "1.0.0"), 2, "always the newest"),
+        (("set", "me/shout", "stable", "1.0"), 2, "is not a version"),
+        (("set", "me/shout", "stable", "1.0.0=x"), 2, "a whole number"),
+        (("set", "me/shout", "stable", "1.0.0", "1.0.0=2"), 2, "given twice"),
+        (("set", "me/shout/1.0.0", "stable", "1.0.0"), 2, "has a version in it"),
+        (("set", "me/shout", "stable", "7.0.0"), 1, "has no version '7.0.0'; it has 1.0.0"),
+        (("set", "me/nothing", "stable", "1.0.0"), 1, "there is no algorithm 'me/nothing'"),
+        (("rm", "me/shout", "stable"), 1, "has no alias 'stable'"),
+        (("ls", "me/shuot"), 1, "did you mean"),
+    ],
+)
+def test_what_no_alias_can_be_is_refused_with_why(up: Up, words: tuple[str, ...], status: int, said: str) -> None:
+    result = up.run("alias", *words)
+
+    assert result.returncode == status
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_pipeline_is_published_from_python_and_from_json(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(PIPELINE)
+    document = {"name": "me/quiet", "version": "1.0.0", "pipeline": {"kind": "stage", "reference": "me/loud"}}
+    (tmp_path / "quiet.json").write_text(json.dumps(document))
+
+    from_python = up.run("publish", str(tmp_path / "loud.py"))
+    from_json = up.run("publish", str(tmp_path / "quiet.json"))
+    again = up.json("publish", str(tmp_path / "loud.py"))
+    rows = {row["algorithm"]: row for row in up.json("ls")}
+    plain = up.run("ls").stdout
+    called = [up.run("call", name, "hello").stdout for name in ("me/loud", "me/loud/1.0.0", "me/quiet")]
+
+    assert called == ["HELLO\n"] * 3
+    assert from_python.stdout == "published  me/loud/1.0.0\n"
+    assert from_json.stdout == "published  me/quiet/1.0.0\n"
+    assert [row["created"] for row in again] == [False]
+    assert rows["me/quiet"]["pipeline"] == document["pipeline"]
+    assert rows["me/shout"]["pipeline"] is None
+    assert "me/echo" in plain.partition("me/loud")[2].splitlines()[0]
+
+
+def test_a_json_file_that_is_no_pipeline_is_refused(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"name": "me/bad", "pipeline": {"kind": "stage", "reference": "me/shout"}}')
+
+    refused = up.run("publish", str(tmp_path / "bad.json"))
+
+    assert refused.returncode == 1
+    assert "bad.json: this is not a named pipeline" in refused.stderr
+    assert "`version`" in refused.stderr
 
 
 def test_input_comes_from_the_command_line_a_pipe_or_a_file_and_keeps_its_kind(up: Up, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 import algomesh
 from algomesh import errors
+from algomesh.clients import AsyncClient
 from algomesh.content import Content
 from algomesh_broker import platform
 from algomesh_services.gateway.service import Address, serving
@@ -31,20 +32,20 @@ async def gateway(tmp_path: Path, postgres: str) -> AsyncIterator[Served]:
 
 
 @pytest_asyncio.fixture
-async def mesh(gateway: Served) -> AsyncIterator[algomesh.AsyncClient]:
+async def mesh(gateway: Served) -> AsyncIterator[AsyncClient]:
     async with algomesh.connect(ADMIN_KEY, gateway.url) as client:
         yield client
 
 
 @pytest.mark.parametrize("value", ["naïve ☃\n", "", {"a": [1, None, "é"]}, None, 42, b"\x00\xff" * 700, b""])
-async def test_a_value_travels_through_http_unchanged(mesh: algomesh.AsyncClient, value: object) -> None:
+async def test_a_value_travels_through_http_unchanged(mesh: AsyncClient, value: object) -> None:
     response = await mesh.algo("demo/echo").pipe(value)
 
     assert response.result == value
     assert type(response.result) is type(value)
 
 
-async def test_an_array_travels_through_http_unchanged(mesh: algomesh.AsyncClient) -> None:
+async def test_an_array_travels_through_http_unchanged(mesh: AsyncClient) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
 
     response = await mesh.algo("demo/echo").pipe(array)
@@ -53,7 +54,7 @@ async def test_an_array_travels_through_http_unchanged(mesh: algomesh.AsyncClien
     assert response.result.dtype == array.dtype
 
 
-async def test_metadata_says_what_ran(mesh: algomesh.AsyncClient, gateway: Served) -> None:
+async def test_metadata_says_what_ran(mesh: AsyncClient, gateway: Served) -> None:
     metadata = (await mesh.algo("Demo/Echo").pipe("x")).metadata
 
     assert metadata.algorithm == "demo/echo"
@@ -65,7 +66,7 @@ async def test_metadata_says_what_ran(mesh: algomesh.AsyncClient, gateway: Serve
 
 
 @pytest.mark.parametrize("reference", ["demo/echo/0.1.0", "demo/echo/0.1", "demo/echo/latest", "algo://demo/echo"])
-async def test_every_form_of_reference_resolves(mesh: algomesh.AsyncClient, reference: str) -> None:
+async def test_every_form_of_reference_resolves(mesh: AsyncClient, reference: str) -> None:
     assert (await mesh.algo(reference).pipe("x")).result == "x"
 
 
@@ -78,13 +79,13 @@ async def test_every_form_of_reference_resolves(mesh: algomesh.AsyncClient, refe
     ],
 )
 async def test_errors_arrive_as_their_own_class(
-    mesh: algomesh.AsyncClient, reference: str, kind: type[errors.MeshError], says: str
+    mesh: AsyncClient, reference: str, kind: type[errors.MeshError], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
         await mesh.algo(reference).pipe("x")
 
 
-async def test_an_algorithms_error_keeps_its_type_and_stage(mesh: algomesh.AsyncClient) -> None:
+async def test_an_algorithms_error_keeps_its_type_and_stage(mesh: AsyncClient) -> None:
     with pytest.raises(errors.AlgorithmError) as caught:
         await mesh.algo("demo/fail").pipe("x")
 
@@ -92,7 +93,7 @@ async def test_an_algorithms_error_keeps_its_type_and_stage(mesh: algomesh.Async
     assert caught.value.stage == "demo/fail/0.1.0"
 
 
-async def test_the_callers_time_is_kept(mesh: algomesh.AsyncClient, gateway: Served) -> None:
+async def test_the_callers_time_is_kept(mesh: AsyncClient, gateway: Served) -> None:
     with pytest.raises(errors.DeadlineExceeded):
         await mesh.algo("demo/slow").pipe("x", timeout=0.2)
 

@@ -179,6 +179,19 @@ async def test_a_load_that_raises_is_told_at_once_and_does_not_start_a_storm(mes
     assert mesh.caller.of(messages.Death)[0].reason == "load_failed"
 
 
+async def test_a_named_pipeline_is_never_started_and_who_waits_for_it_is_told_why(mesh: Mesh) -> None:
+    judge = mesh.shelf.publish_pipeline("demo/judge/1.0.0", b'{"kind":"stage","reference":"demo/echo"}')
+
+    first = error(await mesh.caller(judge))
+    again = await asyncio.gather(*(mesh.caller(judge) for _ in range(5)))
+
+    assert first[0] == "bad_reference"
+    assert "demo/judge/1.0.0 is a named pipeline, and has no instances" in first[1]
+    assert {error(reply) for reply in again} == {first}
+    assert await mesh.ps() == []
+    assert mesh.caller.of(messages.Death) == []
+
+
 async def test_a_new_version_is_tried_though_the_old_one_failed(mesh: Mesh) -> None:
     await mesh.shelf.publish("demo/fix/1.0.0", "import nothing_like_this\n")
     old = VersionId.parse("demo/fix/1.0.0")

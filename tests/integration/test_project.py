@@ -172,3 +172,40 @@ def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(BadProject, match=r"gone\.py"):
         pack(project)
+
+
+PIPELINE = """
+import algomesh
+from shout import shout
+
+LOUD = algomesh.named("me/loud", shout | "me/echo", version="1.0.0", description="Loud")
+"""
+
+
+def test_a_folder_has_pipelines_beside_its_algorithms_and_they_come_last(tmp_path: Path) -> None:
+    project = read_project(write(tmp_path, a_loud_py=PIPELINE, shout_py=ALGORITHM, other_py="named = 1"))
+
+    manifests = describe(project)
+
+    assert project.modules == ["a_loud", "shout"]
+    assert [(each.name, each.entry, bool(each.pipeline)) for each in manifests] == [
+        ("shout", "shout:shout", False),
+        ("loud", "", True),
+    ]
+    assert (manifests[1].description, manifests[1].requirements) == ("Loud", [])
+    assert b"me/shout/1.0.0" in manifests[1].pipeline
+
+
+def test_a_file_with_a_pipeline_publishes_nothing_that_it_only_imports(tmp_path: Path) -> None:
+    write(tmp_path, loud_py=PIPELINE, shout_py=ALGORITHM)
+
+    [manifest] = describe(read_project(tmp_path / "loud.py"))
+
+    assert (manifest.name, bool(manifest.pipeline)) == ("loud", True)
+
+
+def test_a_pipeline_of_two_kinds_under_one_version_is_refused(tmp_path: Path) -> None:
+    twice = PIPELINE + 'OTHER = algomesh.named("me/loud", shout, version="1.0.0")\n'
+
+    with pytest.raises(BadProject, match=r"me/loud/1\.0\.0 is defined twice"):
+        describe(read_project(write(tmp_path, loud_py=twice, shout_py=ALGORITHM)))

@@ -133,8 +133,9 @@ def test_the_server_marks_what_is_written_and_what_is_asked_for_alike(tmp_path: 
 
     mappings = accounts["MESH"]["mappings"]
 
-    assert set(mappings) == {subjects.ALL_CLAIMS, subjects.READ_CLAIM}
-    for subject, made in mappings.items():
+    assert set(mappings) >= {subjects.ALL_CLAIMS, subjects.READ_CLAIM}
+    for subject in (subjects.ALL_CLAIMS, subjects.READ_CLAIM):
+        made = mappings[subject]
         before, _, after = made.partition("claim.{{partition(2147483647,3)}}.")
         assert subject.startswith(f"{before}claim.")
         assert re.findall(r"\d+", after) == ["2", "3", "4"]

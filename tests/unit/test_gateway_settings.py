@@ -47,3 +47,12 @@ def test_a_setting_that_is_none_is_named(environment: dict[str, str]) -> None:
 def test_an_address_is_a_url_also_for_ipv6() -> None:
     assert Address("127.0.0.1", 8080).url == "http://127.0.0.1:8080"
     assert Address("::1", 8080).url == "http://[::1]:8080"
+
+
+def test_the_largest_input_is_a_setting() -> None:
+    settings = Settings.from_environment({"ALGOMESH_STATE": "/state", "ALGOMESH_GATEWAY_BODY_BYTES": "1000"})
+
+    assert settings.body_bytes == 1000
+    for wrong in ("0", "-1", "many", "9999999999"):
+        with pytest.raises(BadSetting, match="BODY_BYTES"):
+            Settings.from_environment({"ALGOMESH_STATE": "/state", "ALGOMESH_GATEWAY_BODY_BYTES": wrong})

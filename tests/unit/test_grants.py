@@ -143,6 +143,38 @@ def test_a_hop_beside_the_route_is_refused(book: GrantBook, at: int, forwarder: 
         book.check_hop(token_of(), at, forwarder, waiter, NOW)
 
 
+# clean | sentiment | topics | merge, of which sentiment and topics are kept
+KEPT = Route([
+    CallStep(CLEAN, 1), CallStep(SENTIMENT, 2, cache_s=60.0), CallStep(TOPICS, 3, cache_s=60.0), CallStep(MERGE),
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("at", "forwarder"), [(2, "text~sentiment"), (2, "text~clean"), (3, "text~topics"), (3, "text~clean")]
+)
+def test_steps_whose_results_are_kept_may_be_left_out(book: GrantBook, at: int, forwarder: str) -> None:
+    book.check_hop(token_of(KEPT), at, forwarder, ME, NOW)
+
+
+@pytest.mark.parametrize(
+    ("at", "forwarder", "waiter"),
+    [(1, ME, ME), (2, ME, ME), (3, ME, ME), (2, "text~topics", ME), (1, "text~topics", ME), (2, OTHER, ME),
+     (3, "text~clean", OTHER), (3, "text~clean", "text~clean")],
+)  # fmt: skip
+def test_no_other_step_may_be_left_out(book: GrantBook, at: int, forwarder: str, waiter: str) -> None:
+    with pytest.raises(BadGrant):
+        book.check_hop(token_of(KEPT), at, forwarder, waiter, NOW)
+
+
+def test_the_sender_enters_after_what_is_kept_at_the_head(book: GrantBook) -> None:
+    head = token_of(Route([CallStep(CLEAN, 1, cache_s=60.0), CallStep(TOPICS)]))
+
+    book.check_hop(head, 1, ME, ME, NOW)
+
+    with pytest.raises(BadGrant, match="does not hand over"):
+        book.check_hop(head, 1, OTHER, ME, NOW)
+
+
 def test_a_token_of_another_route_does_not_lead_along_this_one(book: GrantBook) -> None:
     other = Route([CallStep(TOPICS, 1), CallStep(MERGE)])
 

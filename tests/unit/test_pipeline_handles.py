@@ -1,7 +1,7 @@
 """Handles of a client: they compose like values, and stay with their client."""
 
 import asyncio
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 
@@ -109,6 +109,9 @@ async def test_a_run_calls_pipelines_as_its_children() -> None:
             return Response(
                 Content("json", "", b"1"), Metadata(content_type="json", duration=0.0, run_id="r", version="1.0.0")
             )
+
+        def stream_child(self, *_: object) -> NoReturn:
+            raise NotImplementedError
 
     host = Host()
     child = RunContext(host, Origin("r", "r", "k~a", 0, 1, 1.0)).client

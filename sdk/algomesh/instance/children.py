@@ -7,7 +7,7 @@ few slots there are; and it is cancelled with its caller.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from algomesh import clients, errors, inputs
 from algomesh.content import Content
@@ -40,7 +40,7 @@ class Children:
         async with inputs.given(pipeline, value, limit_s) as (items, left_s):
             transport = await self._open()
             async with self._waiting(job):
-                return await transport.call(pipeline, cast("Content", items), left_s, context.origin)
+                return await transport.call(pipeline, items, left_s, context.origin)
 
     async def stream(
         self, context: RunContext, pipeline: Pipeline, value: Any, timeout: float | None, told: Tell

@@ -4,12 +4,13 @@ Who waits holds no slot, is told that it runs, and gets an answer of its own. Wh
 or by the clock, the others are not: they begin anew.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from algomesh.content import Content
 from algomesh.instance.job import Job
 from algomesh.result_cache import digest_of
 
+_MOST_WAITING: Final = 1024
 _Key = tuple[str, int]
 
 
@@ -45,6 +46,8 @@ class Coalescing:
         # A run never waits for one that has called it, however far above: that one's depth is less.
         key = digest, call.depth
         first = self._firsts.get(key)
+        if first is not None and len(first.waiting) >= _MOST_WAITING:
+            return False
         self._keys[job.run] = key
         if first is None:
             self._firsts[key] = First(job, digest, cache_s, [])

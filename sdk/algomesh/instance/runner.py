@@ -123,9 +123,10 @@ class Runner:
             async with asyncio.timeout(within_s):
                 if self._jobs and not self.stuck.is_set():
                     await self._ended.wait()
-                while self._keeping:
-                    await asyncio.wait(self._keeping)
-                await self._joiner.drain()
+                while self._keeping or self._joiner.active:
+                    if self._keeping:
+                        await asyncio.wait(self._keeping)
+                    await self._joiner.drain()
                 await self._forwarder.drain()
         await self._joiner.close()
         self._answers.flush()

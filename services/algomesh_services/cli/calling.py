@@ -115,6 +115,10 @@ def _as_json(result: Any) -> Any:
     """Bytes as base64, arrays as nested lists; the rest is JSON already."""
     if isinstance(result, bytes):
         return base64.b64encode(result).decode()
+    if isinstance(result, list):
+        return [_as_json(item) for item in result]
+    if isinstance(result, dict):
+        return {name: _as_json(item) for name, item in result.items()}
     return result.tolist() if hasattr(result, "tolist") else result
 
 

@@ -20,12 +20,13 @@ from algomesh import errors
 from algomesh.clients import DEFAULT_TIMEOUT_S, check_timeout
 from algomesh.content import Content, decode_text
 from algomesh.nats_transport import NatsTransport
+from algomesh.pipeline import value_of
 from algomesh.response import Response
 from algomesh_services.gateway.answers import check_detail, headers_of, json_answer, raw_answer
 from algomesh_services.gateway.detached import Detached
 from algomesh_services.gateway.intake import Intake, check_json, read_key, read_reference, read_seconds
 from algomesh_services.gateway.keys import KeyPool
-from algomesh_services.gateway.mesh_face import MARGIN_BYTES
+from algomesh_services.gateway.plain import as_plain
 
 _OUTPUTS: Final = ("default", "raw", "void")
 # The run was begun, or would have been but for its own algorithm or input: the client should see why.
@@ -68,8 +69,9 @@ class AlgorithmiaFace:
                     bind_contextvars(run=run)
                     return json_answer({"async": "void", "request_id": run})
                 began = time.perf_counter()
-                response = await transport.call(reference, content, timeout_s, None)
+                response = await transport.call(value_of(reference), content, timeout_s, None)
             bind_contextvars(run=response.metadata.run_id)
+            response = Response(await as_plain(response.content), response.metadata)
             return raw_answer(response) if output == "raw" else json_answer(_as_json(response, began))
         except errors.MeshError as error:
             return failure_answer(error, is_run=is_run, is_raw=output == "raw")
@@ -77,10 +79,11 @@ class AlgorithmiaFace:
     @asynccontextmanager
     async def _enter(self, request: web.Request) -> AsyncIterator[tuple[NatsTransport, Content]]:
         """Let the key in, then read the body."""
-        async with self._keys.lease(read_key(request), request.remote or "") as transport:
-            limit_bytes = transport.connection.max_payload - MARGIN_BYTES
-            async with self._intake.content(request, limit_bytes) as content:
-                yield transport, content
+        async with (
+            self._keys.lease(read_key(request), request.remote or "") as transport,
+            self._intake.content(request) as content,
+        ):
+            yield transport, content
 
 
 def failure_answer(error: errors.MeshError, *, is_run: bool, is_raw: bool = False) -> web.Response:

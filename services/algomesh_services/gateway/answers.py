@@ -41,9 +41,19 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
 
 
 def error_answer(error: errors.MeshError) -> web.Response:
-    """An error as `{code, message, stage, error_type}` with its status."""
-    body = {"code": error.code, "message": error.message, "stage": error.stage, "error_type": error.error_type}
-    return json_answer(body, error.status, headers_of(error))
+    """An error with its status."""
+    return json_answer(described(error), error.status, headers_of(error))
+
+
+def described(error: errors.MeshError) -> dict[str, Any]:
+    """An error as `{code, message, stage, branch, error_type}`."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "stage": error.stage,
+        "branch": error.branch,
+        "error_type": error.error_type,
+    }
 
 
 def headers_of(error: errors.MeshError) -> dict[str, str]:

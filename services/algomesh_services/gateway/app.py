@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import hdrs, web
@@ -15,19 +15,27 @@ from algomesh_services.gateway.answers import MethodNotAllowed, error_answer, js
 from algomesh_services.gateway.guard import Guard
 from algomesh_services.gateway.mesh_face import MeshFace
 from algomesh_services.gateway.pages import Pages
+from algomesh_services.gateway.stream_face import StreamFace
 
 log = structlog.get_logger("algomesh.gateway")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _QUIET: Final = frozenset({"/healthz", "/readyz"})
-_READ, _CALLED = "GET, HEAD", "POST"
+_READ, _CALLED, _STREAMED = "GET, HEAD", "POST", "GET, POST"
 
 
-def build_app(
-    mesh: MeshFace, algorithmia: AlgorithmiaFace, pages: Pages, guard: Guard, is_serving: Callable[[], bool]
-) -> web.Application:
-    """The application; what it answers with is in the faces and pages."""
+class Faces(NamedTuple):
+    """What answers."""
+
+    mesh: MeshFace
+    streams: StreamFace
+    algorithmia: AlgorithmiaFace
+    pages: Pages
+
+
+def build_app(faces: Faces, guard: Guard, is_serving: Callable[[], bool]) -> web.Application:
+    """The application; what it answers with is in the faces."""
 
     @web.middleware
     async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -38,7 +46,8 @@ def build_app(
         answer: web.StreamResponse | None = None
         try:
             answer = await _answer(request, handler, is_serving=is_serving())
-            answer.headers[hdrs.SERVER] = "algomesh"
+            if not answer.prepared:
+                answer.headers[hdrs.SERVER] = "algomesh"
             if not is_serving():
                 answer.force_close()
             return answer
@@ -47,7 +56,12 @@ def build_app(
             _log(request, answer, time.perf_counter() - began)
 
     app = web.Application(middlewares=[edge])
+    mesh, streams, algorithmia, pages = faces
     app.router.add_post(http_face.CALL_PATH + "/{reference:[^/]+/.+}", mesh.call)
+    app.router.add_post(http_face.PIPE_PATH, mesh.pipe)
+    app.router.add_post(http_face.STREAM_PATH, streams.stream_pipeline)
+    app.router.add_post(http_face.STREAM_PATH + "/{reference:[^/]+/.+}", streams.stream)
+    app.router.add_get(http_face.STREAM_PATH + "/{reference:[^/]+/.+}", streams.get, allow_head=False)
     app.router.add_post("/v1/algo/{reference:[^/]+/.+}", algorithmia.call)
     app.router.add_get("/v1/algorithms", pages.algorithms)
     app.router.add_get("/healthz", pages.healthz)
@@ -85,7 +99,9 @@ def _refusal(request: web.Request, error: errors.MeshError) -> web.Response:
 
 
 def _allowed(request: web.Request) -> str:
-    return _CALLED if request.path.startswith((http_face.CALL_PATH, "/v1/algo/")) else _READ
+    if request.path.startswith(http_face.STREAM_PATH + "/"):
+        return _STREAMED
+    return _CALLED if request.path.startswith(("/mesh/v1/", "/v1/algo/")) else _READ
 
 
 def _log(request: web.Request, answer: web.StreamResponse | None, took_s: float) -> None:

@@ -13,8 +13,8 @@ import structlog
 
 from algomesh import errors
 from algomesh.content import Content
-from algomesh.lane import Order
 from algomesh.nats_transport import NatsTransport, translate
+from algomesh.order import Order
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.names import Reference
 from algomesh_observability.tracing import traceparent
@@ -58,6 +58,8 @@ class Detached:
             version, entry = transport.directory.resolve(reference)
         except BrokerError as error:
             raise translate(error) from error
+        if entry.pipeline:
+            raise errors.BadInput(f"{version} is a pipeline, and only single algorithms run with output=void so far")
         loop = asyncio.get_running_loop()
         run = secrets.token_hex(16)
         order = Order(

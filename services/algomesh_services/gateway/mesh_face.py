@@ -1,15 +1,18 @@
-"""`POST /mesh/v1/call/{owner}/{name}[/{version}]`: a value in, a value out, as the SDK's HTTP transport speaks it."""
+"""Calls with a value in and a value out, as the SDK's HTTP transport and curl speak them.
 
-from aiohttp import web
+`POST /mesh/v1/call/{owner}/{name}[/{version}]` runs one algorithm, `POST /mesh/v1/pipe` a pipeline that comes along.
+"""
+
+from aiohttp import hdrs, web
 from structlog.contextvars import bind_contextvars
 
 from algomesh import http_face
-from algomesh.clients import DEFAULT_TIMEOUT_S, check_timeout
+from algomesh.pipeline import value_of
+from algomesh.response import Response
 from algomesh_services.gateway.answers import raw_answer
-from algomesh_services.gateway.intake import Intake, read_key, read_reference, read_seconds
+from algomesh_services.gateway.intake import Intake, read_key, read_reference, read_timeout
 from algomesh_services.gateway.keys import KeyPool
-
-MARGIN_BYTES = 4096
+from algomesh_services.gateway.plain import as_plain
 
 
 class MeshFace:
@@ -22,12 +25,28 @@ class MeshFace:
         """Run one algorithm for one request. Raises MeshError."""
         reference = read_reference(request)
         bind_contextvars(algorithm=str(reference))
-        header = request.headers.get(http_face.TIMEOUT)
-        timeout_s = DEFAULT_TIMEOUT_S if header is None else read_seconds(header, http_face.TIMEOUT)
-        check_timeout(timeout_s, timeout_s)
-        async with self._keys.lease(read_key(request), request.remote or "") as transport:
-            limit_bytes = transport.connection.max_payload - MARGIN_BYTES
-            async with self._intake.content(request, limit_bytes) as content:
-                response = await transport.call(reference, content, timeout_s, None)
-        bind_contextvars(run=response.metadata.run_id)
-        return raw_answer(response)
+        timeout_s = read_timeout(request)
+        async with (
+            self._keys.lease(read_key(request), request.remote or "") as transport,
+            self._intake.content(request) as content,
+        ):
+            response = await transport.call(value_of(reference), content, timeout_s, None)
+        return await _answer(request, response)
+
+    async def pipe(self, request: web.Request) -> web.Response:
+        """Run the pipeline that a form brings. Raises MeshError."""
+        timeout_s = read_timeout(request)
+        async with (
+            self._keys.lease(read_key(request), request.remote or "") as transport,
+            self._intake.form(request) as (pipeline, content),
+        ):
+            response = await transport.call(pipeline, content, timeout_s, None)
+        return await _answer(request, response)
+
+
+async def _answer(request: web.Request, response: Response) -> web.Response:
+    """The result as it is, but for a bundle that its client has not asked for."""
+    bind_contextvars(run=response.metadata.run_id)
+    if not http_face.accepts(request.headers.get(hdrs.ACCEPT, ""), http_face.BUNDLE_MEDIA):
+        response = Response(await as_plain(response.content), response.metadata)
+    return raw_answer(response)

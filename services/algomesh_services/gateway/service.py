@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from algomesh_services.gateway.algorithmia_face import AlgorithmiaFace
-from algomesh_services.gateway.app import build_app
+from algomesh_services.gateway.app import Faces, build_app
 from algomesh_services.gateway.detached import Detached
 from algomesh_services.gateway.guard import Guard
 from algomesh_services.gateway.intake import Intake
@@ -27,6 +27,7 @@ from algomesh_services.gateway.link import Link
 from algomesh_services.gateway.mesh_face import MeshFace
 from algomesh_services.gateway.pages import Pages
 from algomesh_services.gateway.settings import Settings
+from algomesh_services.gateway.stream_face import StreamFace
 
 log = structlog.get_logger("algomesh.gateway")
 
@@ -78,7 +79,12 @@ async def serving(settings: Settings) -> AsyncIterator[Address]:
         idle_s=settings.key_idle_s,
         open_timeout_s=settings.open_timeout_s,
     )
-    intake = Intake(pause_s=settings.body_pause_s, total_s=settings.body_s, bodies_bytes=settings.bodies_bytes)
+    intake = Intake(
+        pause_s=settings.body_pause_s,
+        total_s=settings.body_s,
+        body_bytes=settings.body_bytes,
+        bodies_bytes=settings.bodies_bytes,
+    )
     guard = Guard(head_s=settings.head_s, idle_s=settings.idle_s, limit=settings.connections)
     detached = Detached(settings.detached)
     stopping = asyncio.Event()
@@ -87,7 +93,13 @@ async def serving(settings: Settings) -> AsyncIterator[Address]:
         return not stopping.is_set()
 
     pages = Pages(link, keys, is_serving)
-    app = build_app(MeshFace(keys, intake), AlgorithmiaFace(keys, intake, detached), pages, guard, is_serving)
+    faces = Faces(
+        MeshFace(keys, intake),
+        StreamFace(keys, intake, settings.beat_s),
+        AlgorithmiaFace(keys, intake, detached),
+        pages,
+    )
+    app = build_app(faces, guard, is_serving)
     runner = web.AppRunner(
         app,
         access_log=None,

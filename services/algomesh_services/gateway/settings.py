@@ -9,6 +9,7 @@ from typing import Self
 DEFAULT_NATS = "nats://127.0.0.1:4222"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
+DEFAULT_BODY_BYTES = 8 * 2**20 - 4096
 
 
 class BadSetting(ValueError):
@@ -21,7 +22,8 @@ class Settings:
 
     `head_s` is how long a connection may take to its first whole request head, `idle_s` how long it may wait
     between two; a body must not pause longer than `body_pause_s` nor take longer than `body_s`.
-    `bodies_bytes` bounds all bodies in memory together. `key_idle_s` is how long the connection of a key that
+    `body_bytes` bounds one input, `bodies_bytes` all bodies in memory together. `beat_s` is the silence in a stream
+    after which a sign of life is sent. `key_idle_s` is how long the connection of a key that
     nobody uses is kept, `keys` how many there are at most.
     """
 
@@ -34,7 +36,9 @@ class Settings:
     idle_s: float = 75.0
     body_pause_s: float = 10.0
     body_s: float = 120.0
+    body_bytes: int = DEFAULT_BODY_BYTES
     bodies_bytes: int = 512 * 2**20
+    beat_s: float = 15.0
     connections: int = 4_096
     keys: int = 1_000
     key_idle_s: float = 300.0
@@ -53,7 +57,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read `ALGOMESH_NATS`, `ALGOMESH_STATE`, `ALGOMESH_GATEWAY_HOST`, `ALGOMESH_GATEWAY_PORT`, `ALGOMESH_GRACE_S`.
+        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
 
         Raises BadSetting, naming the variable.
         """
@@ -65,6 +69,7 @@ class Settings:
             state=Path(state).absolute(),
             host=environment.get("ALGOMESH_GATEWAY_HOST", "").strip() or DEFAULT_HOST,
             port=_port(environment.get("ALGOMESH_GATEWAY_PORT", "").strip()),
+            body_bytes=_size(environment.get("ALGOMESH_GATEWAY_BODY_BYTES", "").strip()),
             grace_s=_seconds("ALGOMESH_GRACE_S", environment.get("ALGOMESH_GRACE_S", "").strip(), cls.grace_s),
         )
 
@@ -74,6 +79,14 @@ def _port(text: str) -> int:
         return DEFAULT_PORT
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise BadSetting(f"ALGOMESH_GATEWAY_PORT={text!r} is not a port; write 0 (any free one) to 65535")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    if not text:
+        return DEFAULT_BODY_BYTES
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 2**30):
+        raise BadSetting(f"ALGOMESH_GATEWAY_BODY_BYTES={text!r} is not a number of bytes from 1 to 1 GiB")
     return int(text)
 
 

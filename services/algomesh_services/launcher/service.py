@@ -31,6 +31,7 @@ from algomesh_services.launcher.process_driver import ProcessDriver
 from algomesh_services.launcher.programs import Programs
 from algomesh_services.launcher.provision import provider
 from algomesh_services.launcher.requests import PROGRAM, Requests
+from algomesh_services.launcher.results import Results
 from algomesh_services.launcher.settings import Settings
 
 log = structlog.get_logger("algomesh.launcher")
@@ -108,6 +109,8 @@ async def _serve(
         await _until_there("jetstream", parking.ensure)
         claims = Claims(admin)
         await _until_there("jetstream", claims.ensure)
+        results = Results(admin)
+        await _until_there("jetstream", results.ensure)
         directory = await _until_there("directory", lambda: Directory.open(connection))
         stack.push_async_callback(directory.close)
         bundles = Bundles(Programs(connection), settings.versions, settings.cache_bytes)
@@ -135,7 +138,7 @@ async def _serve(
                 tasks.create_task(control.run(), name="control"),
             ]
             _follow_directory(directory, control)
-            _restore_after_reconnect(admin.connection, tasks, control, claims)
+            _restore_after_reconnect(admin.connection, tasks, control, claims, results)
             await requests.open()
             demand = await hear_demand(connection, control.on_demand)
             capacity = settings.capacity
@@ -173,12 +176,15 @@ def _follow_directory(directory: Directory, control: Control) -> None:
     directory.on_change.append(changed)
 
 
-def _restore_after_reconnect(store: Connection, tasks: asyncio.TaskGroup, control: Control, claims: Claims) -> None:
+def _restore_after_reconnect(
+    store: Connection, tasks: asyncio.TaskGroup, control: Control, claims: Claims, results: Results
+) -> None:
     """A server that restarted has lost the stream, and with it what the instances pull from."""
 
     def reconnected() -> None:
         tasks.create_task(_until_there("stream", control.restore), name="restore")
         tasks.create_task(_until_there("stream", claims.ensure), name="restore claims")
+        tasks.create_task(_until_there("stream", results.ensure), name="restore results")
 
     store.on_reconnect.append(reconnected)
 
