@@ -203,7 +203,7 @@ def read_claim(claim: str, number: int) -> str:
 
 
 def kept_result(version: VersionId, digest: str) -> str:
-    """Where the result of one input is kept. The server puts its own mark in the place of `_` (ADR 0010)."""
+    """Where the result of one input is kept. The server puts its own mark in the place of `_` (ADR 0011)."""
     return f"cache._.{version.tokens}.{digest}.result"
 
 

@@ -7,7 +7,7 @@ siblings, and the error says which branch it was.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -374,7 +374,7 @@ async def _listed(items: list[Content]) -> AsyncIterator[Content]:
         yield item
 
 
-async def _all_of(branches: list[Coroutine[Any, Any, Content]]) -> list[Content]:
+async def _all_of(branches: Sequence[Coroutine[Any, Any, Content]]) -> list[Content]:
     """Run them together; the first error ends the others."""
     tasks = [asyncio.ensure_future(branch) for branch in branches]
     try:

@@ -21,13 +21,13 @@ _HOST_SILENT_S: Final = 3.0
 class Mourner(Protocol):
     """Who has calls under way."""
 
-    def on_death(self, version: VersionId, death: messages.Death) -> None:
+    def on_death(self, version: VersionId, death: messages.Death, /) -> None:
         """An instance of `version` is gone."""
 
-    def on_unable(self, version: VersionId, unable: messages.Unable) -> None:
+    def on_unable(self, version: VersionId, unable: messages.Unable, /) -> None:
         """No instance of `version` will come for what is parked."""
 
-    def on_host_lost(self, launcher: str) -> None:
+    def on_host_lost(self, launcher: str, /) -> None:
         """Every instance of this launcher is gone."""
 
 

@@ -17,6 +17,7 @@ COMPUTE: Final = "Algomesh-Compute-S"
 QUEUED: Final = "Algomesh-Queued-S"
 COLD_START: Final = "Algomesh-Cold-Start-S"
 ATTEMPTS: Final = "Algomesh-Attempts"
+CACHED: Final = "Algomesh-Cached"
 TENSOR: Final = "Algomesh-Tensor"
 TIMEOUT: Final = "Algomesh-Timeout-S"
 

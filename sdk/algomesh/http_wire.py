@@ -88,5 +88,6 @@ def response_of(headers: Mapping[str, str], body: bytes, duration: float) -> Res
             compute_s=float(headers.get(http_face.COMPUTE, 0)),
             queued_s=float(headers.get(http_face.QUEUED, 0)),
             instance=headers.get(http_face.INSTANCE, ""),
+            cached=headers.get(http_face.CACHED) == "true",
         ),
     )

@@ -1,4 +1,4 @@
-"""Results that are kept: the stored outcome of the same version for the same input (ADR 0010).
+"""Results that are kept: the stored outcome of the same version for the same input (ADR 0011).
 
 Whoever sends a call looks first, so a hit needs no instance. Looking is one question to the server, which is given up
 soon: a cache that is slow, full, broken or not there is a miss, and never an error. What is asked for twice at once in

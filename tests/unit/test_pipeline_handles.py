@@ -110,7 +110,9 @@ async def test_a_run_calls_pipelines_as_its_children() -> None:
                 Content("json", "", b"1"), Metadata(content_type="json", duration=0.0, run_id="r", version="1.0.0")
             )
 
-        def stream_child(self, *_: object) -> NoReturn:
+        def stream_child(
+            self, context: RunContext, pipeline: Pipeline, value: object, timeout: float | None, told: object
+        ) -> NoReturn:
             raise NotImplementedError
 
     host = Host()

@@ -2,9 +2,13 @@
 
 It starts in a thread. When its runs have proved short it goes inline; runs that hold up the loop send it back,
 and it must then prove itself four times as long. A single slow run on a busy machine is no reason either way.
+`ALGOMESH_DISPATCH=inline|thread` fixes the choice for plain functions.
 """
 
-from typing import Final, Literal
+import os
+from typing import Any, Final, Literal
+
+from algomesh.decorator import Algorithm
 
 Dispatch = Literal["inline", "thread", "await"]
 
@@ -56,3 +60,14 @@ class DispatchChoice:
         self.mode, self._proof = "thread", 0
         self._needed = min(_MOST_PROOF, 4 * self._needed)
         return True
+
+
+def choose_dispatch(algorithm: Algorithm[Any, Any]) -> DispatchChoice:
+    """The dispatch to begin with; what may wait for others must not do so in the loop."""
+    if algorithm.is_async:
+        return DispatchChoice("await", is_fixed=True)
+    options = algorithm.options
+    if options.calls or options.batch_max or algorithm.yields or algorithm.item_taken is not None:
+        return DispatchChoice("thread", is_fixed=True)
+    wanted = os.environ.get("ALGOMESH_DISPATCH", "")
+    return DispatchChoice("inline" if wanted == "inline" else "thread", is_fixed=wanted in ("inline", "thread"))

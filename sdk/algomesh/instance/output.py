@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterable
 
+from algomesh import errors
 from algomesh.context import entered
 
 _LONGEST = 64 * 1024
@@ -85,3 +86,18 @@ def log_exception(error: BaseException) -> None:
     with contextlib.suppress(Exception):
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.flush()
+
+
+def error_of(error: BaseException) -> errors.MeshError:
+    """What a caller learns of an exception in user code; the traceback stays in the log."""
+    if isinstance(error, errors.AlgorithmError | errors.BadOutput | errors.BadInput):
+        if not isinstance(error, errors.BadOutput):
+            log_exception(error)
+        return error
+    log_exception(error)
+    if isinstance(error, errors.MeshError):  # a child's: its own code and stage go on to the caller
+        return error
+    if isinstance(error, SystemExit):
+        return errors.AlgorithmError(f"the algorithm called exit({error.code!r})", error_type="SystemExit")
+    text = str(error) or "no message"
+    return errors.AlgorithmError(f"{type(error).__name__}: {text}", error_type=type(error).__name__)

@@ -6,16 +6,15 @@ A plain function runs in a thread or inline in the loop (dispatch.py says when),
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from algomesh import content, errors, streams
-from algomesh.claiming import is_claimed, is_large
+from algomesh.claiming import is_claimed
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
 from algomesh.instance.answers import Answers, Outcome
@@ -23,19 +22,16 @@ from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
 from algomesh.instance.coalescing import Coalescing
-from algomesh.instance.dispatch import DispatchChoice
-from algomesh.instance.forwarding import Forwarder
+from algomesh.instance.dispatch import choose_dispatch
 from algomesh.instance.inflow import Feeds
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import Job
-from algomesh.instance.joining import Joiner
-from algomesh.instance.output import log_exception
+from algomesh.instance.onward import Onward
+from algomesh.instance.output import error_of
 from algomesh.instance.threads import Threads
 from algomesh.instance.watch import WatchWriter
-from algomesh.instance.yielding import NOTHING, Yielding
 from algomesh.pipeline import Pipeline
 from algomesh.response import Response
-from algomesh.result_cache import ResultCache, is_kept
 from algomesh.result_stream import Tell
 from algomesh.transport import Origin
 from algomesh_broker import codec, messages, subjects
@@ -44,7 +40,6 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage
 from algomesh_broker.grants import GrantBook
 from algomesh_broker.protocol import NO_RESPONDERS
-from algomesh_broker.route import END, CallStep
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.runner")
@@ -78,13 +73,9 @@ class Runner:
         together = 2 * algorithm.options.batch_max or 1  # a batch runs while the next one gathers
         self._capacity = Capacity(boot.options.concurrency * together, boot.options.concurrency)
         self._answers = Answers(connection, self._version, boot, ready_ns)
-        self._forwarder = Forwarder(connection, self._answers)
-        self._yielding = Yielding(self._answers, self._feed)
-        self._results = ResultCache(connection)
+        self._onward = Onward(connection, boot.instance, self._answers, watch)
+        self._yielding, self._joiner = self._onward.yielding, self._onward.joiner
         self._same = Coalescing(0.0 if algorithm.yields else boot.options.cache_s)
-        self._joiner = Joiner(
-            connection, boot.instance, self._answers, self._yielding, watch, self._hand_on, self._results
-        )
         self._feeds = Feeds(connection)
         self._threads = Threads(self.loop, "run")
         self._intake = Intake(
@@ -99,12 +90,11 @@ class Runner:
         )
         self._jobs: dict[str, Job] = {}
         self._ended = asyncio.Event()
-        self._keeping: set[asyncio.Task[None]] = set()
         self._children = Children(connection, self._jobs, self._intake, self._joiner)
         self._sweeping: asyncio.TimerHandle | None = None
-        self._dispatch = _choose_dispatch(algorithm)
+        self._dispatch = choose_dispatch(algorithm)
         self._batcher = (
-            Batcher(algorithm, boot.options.concurrency, self._threads, watch, self._done, _error_of)
+            Batcher(algorithm, boot.options.concurrency, self._threads, watch, self._done, error_of)
             if algorithm.options.batch_max
             else None
         )
@@ -113,7 +103,7 @@ class Runner:
         """Take calls from now on."""
         self._connection.join(subjects.controls_of(self._boot.instance), self._on_control)
         self._connection.join(f"{self._connection.identity.inbox}.gone.*", self._on_gone)
-        self._forwarder.open()
+        self._onward.open()
         await self._intake.open()
 
     async def drain(self, within_s: float) -> None:
@@ -123,18 +113,14 @@ class Runner:
             async with asyncio.timeout(within_s):
                 if self._jobs and not self.stuck.is_set():
                     await self._ended.wait()
-                while self._keeping or self._joiner.active:
-                    if self._keeping:
-                        await asyncio.wait(self._keeping)
-                    await self._joiner.drain()
-                await self._forwarder.drain()
+                await self._onward.drain()
         await self._joiner.close()
         self._answers.flush()
 
     @property
     def active(self) -> int:
         """Runs under way, and joins that wait for branches."""
-        return len(self._jobs) + len(self._keeping) + self._joiner.active
+        return len(self._jobs) + self._onward.active
 
     # Starting
 
@@ -151,6 +137,8 @@ class Runner:
         now = self.loop.time()
         if now >= job.deadline:
             self._end_slot(job)
+            return
+        if self._comes_too_late(job, now):
             return
         if is_claimed(job.call.content_type, job.call.payload):
             self._fetch(job, now)
@@ -190,6 +178,16 @@ class Runner:
             job.task = self.loop.create_task(self._await(job), name=f"run-{job.run}")
         else:
             self._threads.submit(partial(self._in_thread, job))
+
+    def _comes_too_late(self, job: Job, now: float) -> bool:
+        """A child, or a later step, that cannot end in time by all that is known does not begin."""
+        usual_s, left_s = self._capacity.median_s or 0.0, job.deadline - now
+        if left_s >= usual_s or (job.call.depth == 0 and job.call.at <= 0):
+            return False
+        late = f"{left_s:.3g} s were left for it, and its runs take {usual_s:.3g} s; {_MORE_TIME}"
+        self._answers.fail(job, errors.DeadlineExceeded(late), state="refused")
+        self._end_slot(job)
+        return True
 
     def _wait_for_same(self, job: Job, now: float) -> None:
         """The same is being run for another: its outcome is this job's too, and it needs no slot."""
@@ -261,7 +259,7 @@ class Runner:
             output = self._function(value)
             return self._yielding.send(job, output) if self._algorithm.yields else content.encode(output)
         except BaseException as error:  # whatever user code raises, SystemExit too, is its caller's to know
-            return _error_of(error)
+            return error_of(error)
         finally:
             leave(token)
 
@@ -296,7 +294,7 @@ class Runner:
         except asyncio.CancelledError:
             outcome = errors.Cancelled("the run was stopped")
         except BaseException as error:  # as in _work
-            outcome = _error_of(error)
+            outcome = error_of(error)
         finally:
             leave(token)
         self._done(job, outcome, self.loop.time() - began)
@@ -312,13 +310,13 @@ class Runner:
             job.inflow.close()
         first = self._same.end(job)
         if first is not None and isinstance(outcome, content.Content):
-            self._results.put(self._version, first.digest, outcome, first.cache_s)
+            self._onward.results.put(self._version, first.digest, outcome, first.cache_s)
         if job.abandoned_at:
             pass
         elif job.outflow is not None:
             self._yielding.end(job, outcome, took_s)
         else:
-            self._finish(job, outcome, took_s)
+            self._onward.finish(job, outcome, took_s)
         if first is not None:
             self._share(first.waiting, outcome)
         self._intake.serve()
@@ -334,85 +332,9 @@ class Runner:
             self._jobs.pop(job.run, None)
             if is_theirs:
                 job.is_cached = isinstance(outcome, content.Content)
-                self._finish(job, outcome, 0.0)
+                self._onward.finish(job, outcome, 0.0)
             else:
                 self._intake.park(job)
-
-    def _finish(self, job: Job, outcome: Outcome, took_s: float) -> None:
-        if isinstance(outcome, content.Content) and is_large(outcome):
-            self._see_to(self._keep(job, outcome, took_s), f"keep-{job.run}")
-        else:
-            self._settle(job, outcome, took_s)
-
-    def _see_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Something that ends soon, and that draining waits for."""
-        keeping = self.loop.create_task(work, name=name)
-        self._keeping.add(keeping)
-        keeping.add_done_callback(self._keeping.discard)
-
-    async def _keep(self, job: Job, output: content.Content, took_s: float) -> None:
-        """Put a large output where its reader can fetch it, and go on with its claim."""
-        outcome: Outcome
-        try:
-            outcome = await self._joiner.keep(job, output)
-        except errors.MeshError as error:
-            outcome = error
-        self._settle(job, outcome, took_s)
-
-    def _settle(self, job: Job, outcome: Outcome, took_s: float) -> None:
-        """The outcome goes to the next step, or to who waits."""
-        if job.next != END and isinstance(outcome, content.Content):
-            self._go_on(job, outcome, took_s)
-        else:
-            self._answers.answer(job, outcome, took_s)
-
-    def _go_on(self, job: Job, output: content.Content, took_s: float) -> None:
-        """The output is the next step's input, or that of several which are joined here."""
-        assert job.granted is not None
-        job.is_cached = False
-        spent_ms = job.call.spent_ms + took_s * 1000
-        if isinstance(job.granted.route.steps[job.next], CallStep):
-            self._hand_on(job, job.next, output, spent_ms, took_s)
-        else:
-            self._joiner.begin(job, output, spent_ms, took_s)
-
-    def _hand_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
-        """On to step `at`, or to what follows it where its result is kept."""
-        assert job.granted is not None
-        if is_kept(job.granted.route.steps[at]) and output.content_type != "claim":
-            self._see_to(self._look(job, at, output, spent_ms, took_s), f"look-{job.run}")
-        else:
-            self._send_on(job, at, output, spent_ms, took_s)
-
-    async def _look(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
-        """Leave out the steps whose results are kept, and go on after them."""
-        assert job.granted is not None
-        route, kept_at = job.granted.route, -1
-        while at != END and is_kept(route.steps[at]):
-            found = await self._results.get(route.places[at].version, output, job.deadline)
-            if found is None:
-                break
-            output, kept_at, at = found, at, route.steps[at].next
-        if at == END:
-            job.is_cached = True
-            self._answers.answer(job, output, took_s, spent_ms, kept_at=kept_at)
-        elif isinstance(route.steps[at], CallStep):
-            self._send_on(job, at, output, spent_ms, took_s)
-        else:
-            job.next = at
-            self._joiner.begin(job, output, spent_ms, took_s)
-
-    def _send_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
-        try:
-            self._forwarder.hand_over(job, at, output, spent_ms)
-        except errors.MeshError as error:
-            self._answers.fail(job, error, took_s)
-        else:
-            self._answers.handed_over(job, at, took_s)
-
-    def _feed(self, job: Job) -> None:
-        """The next step reads what this one yields, from the beginning."""
-        self._forwarder.hand_over(job, job.next, NOTHING, job.call.spent_ms, feed=self._boot.instance)
 
     # Time, cancel, callers that have gone
 
@@ -516,29 +438,3 @@ class Runner:
 
 _MORE_TIME = "give more time (timeout=…)"
 _LONGER = "raise `timeout` in @algorithm, or send less at once"
-
-
-def _choose_dispatch(algorithm: Algorithm[Any, Any]) -> DispatchChoice:
-    """The dispatch to begin with; what may wait for others must not do so in the loop."""
-    if algorithm.is_async:
-        return DispatchChoice("await", is_fixed=True)
-    options = algorithm.options
-    if options.calls or options.batch_max or algorithm.yields or algorithm.item_taken is not None:
-        return DispatchChoice("thread", is_fixed=True)
-    wanted = os.environ.get("ALGOMESH_DISPATCH", "")
-    return DispatchChoice("inline" if wanted == "inline" else "thread", is_fixed=wanted in ("inline", "thread"))
-
-
-def _error_of(error: BaseException) -> errors.MeshError:
-    """What a caller learns of an exception in user code; the traceback stays in the log."""
-    if isinstance(error, errors.AlgorithmError | errors.BadOutput | errors.BadInput):
-        if not isinstance(error, errors.BadOutput):
-            log_exception(error)
-        return error
-    log_exception(error)
-    if isinstance(error, errors.MeshError):  # a child's: its own code and stage go on to the caller
-        return error
-    if isinstance(error, SystemExit):
-        return errors.AlgorithmError(f"the algorithm called exit({error.code!r})", error_type="SystemExit")
-    text = str(error) or "no message"
-    return errors.AlgorithmError(f"{type(error).__name__}: {text}", error_type=type(error).__name__)

@@ -81,6 +81,7 @@ def raw_answer(response: Response) -> web.Response:
         http_face.QUEUED: f"{metadata.queued_s:.6f}",
         http_face.COLD_START: f"{metadata.cold_start_s:.6f}",
         http_face.ATTEMPTS: str(metadata.attempts),
+        http_face.CACHED: "true" if metadata.cached else "false",
     }
     if content.content_type == "tensor":
         headers[http_face.TENSOR] = check_detail(content.detail)
