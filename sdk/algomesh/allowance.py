@@ -13,7 +13,8 @@ OWN_BUDGET: Final = 1_000
 TOO_MANY: Final = (
     f"this call has led to {MOST_RUNS:,} runs, which is the limit; does an algorithm call itself without end?"
 )
-_SHARE: Final = 4
+# Small, so that an `each` in mid-chain does not give everything to its first items.
+_SHARE: Final = 64
 
 
 class Allowance:

@@ -7,6 +7,8 @@ async with algomesh.connect("YOUR_API_KEY") as mesh:
     print((await mesh.algo("text/clean").pipe("a  b")).result)
 """
 
+import asyncio
+import concurrent.futures
 import os
 import threading
 import weakref
@@ -25,6 +27,7 @@ from algomesh.nats_transport import NatsTransport
 from algomesh.pipeline import Operand, Pipeline, Stage, value_of
 from algomesh.response import Response
 from algomesh.result_stream import AsyncStream, Stream, Tell
+from algomesh.started import AsyncRun, Run
 from algomesh.transport import Origin, Transport
 from algomesh_broker.errors import BadName
 from algomesh_broker.identity import Identity
@@ -44,6 +47,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._origin = origin
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._started: set[asyncio.Task[Response]] = set()
 
     def algo(self, of: Operand) -> "AsyncAlgo":
         """What can be called: an algorithm by its reference `owner/name[/1.2.0]`, a decorated one, or a pipeline.
@@ -67,6 +71,13 @@ class AsyncClient:
         async with given(pipeline, value, limit_s) as (items, left_s):
             return await self._transport.call(pipeline, items, left_s, self._origin)
 
+    def start(self, pipeline: Pipeline, value: Any, timeout: float | None) -> "asyncio.Task[Response]":
+        """Begin to run a pipeline; see `AsyncAlgo.start`."""
+        task = asyncio.get_running_loop().create_task(self.call(pipeline, value, timeout), name="algomesh-run")
+        self._started.add(task)
+        task.add_done_callback(self._started.discard)
+        return task
+
     def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> AsyncStream:
         """Run a pipeline, part by part; see `AsyncAlgo.stream`."""
         limit_s = check_timeout(timeout, self._timeout_s)
@@ -75,7 +86,11 @@ class AsyncClient:
         return opened
 
     async def leave(self) -> None:
-        """End the streams that are open still."""
+        """End the streams that are open still, and the runs that were started."""
+        started = list(self._started)
+        for task in started:
+            task.cancel()
+        await asyncio.gather(*started, return_exceptions=True)
         for opened in list(self._streams):
             with suppress(RuntimeError):  # somebody waits for its next part, and will get an error
                 await opened.aclose()
@@ -123,6 +138,13 @@ class AsyncAlgo(Handle):
         Raises MeshError; each kind of it says what to do.
         """
         return await self._client.call(self._pipeline, value, timeout)
+
+    def start(self, value: Any, *, timeout: float | None = None) -> AsyncRun:
+        """Begin to run the algorithm on `value`, as `pipe` does, without waiting for it.
+
+        The run goes on until it has ended, is cancelled, or the client is closed. Raises BadInput.
+        """
+        return AsyncRun(self._client.start(self._pipeline, value, timeout))
 
     def stream(self, value: Any, *, timeout: float | None = None) -> AsyncStream:
         """Run the algorithm and iterate over what it gives while it runs: what it yields, the results of an `each`
@@ -187,6 +209,12 @@ class Client:
             raise errors.Unreachable("this client was closed")
         return self._loop.run(self._inner.call(pipeline, value, timeout))
 
+    def start(self, pipeline: Pipeline, value: Any, timeout: float | None) -> "concurrent.futures.Future[Response]":
+        """Begin to run a pipeline; see `Algo.start`."""
+        if not self._finalizer.alive:
+            raise errors.Unreachable("this client was closed")
+        return self._loop.begin(self._inner.call(pipeline, value, timeout))
+
     def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Stream:
         """Run a pipeline, part by part; see `Algo.stream`."""
         if not self._finalizer.alive:
@@ -242,6 +270,13 @@ class Algo(Handle):
         Raises MeshError; each kind of it says what to do.
         """
         return self._client.call(self._pipeline, value, timeout)
+
+    def start(self, value: Any, *, timeout: float | None = None) -> Run:
+        """Begin to run the algorithm on `value`, as `pipe` does, without waiting for it.
+
+        The run goes on until it has ended, is cancelled, or the client is closed. Raises BadInput.
+        """
+        return Run(self._client.start(self._pipeline, value, timeout))
 
     def stream(self, value: Any, *, timeout: float | None = None) -> Stream:
         """Run the algorithm and iterate over what it gives while it runs: what it yields, the results of an `each`

@@ -55,7 +55,7 @@ class Leases:
             granted = leased.runs
         except errors.Unreachable as error:
             log.warning("runs_not_counted", root=name, error=str(error))
-            granted = wanted
+            granted = max(wanted, _MOST_AT_ONCE)
         root.left += granted
         root.at_once = min(2 * root.at_once, _MOST_AT_ONCE)
         if root.left < runs:

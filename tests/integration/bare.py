@@ -31,9 +31,10 @@ from algomesh_broker.credentials import public_key
 from algomesh_broker.grants import Granted, read_token, sign_route
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import Reference, VersionId
-from algomesh_broker.platform import Options, pack
+from algomesh_broker.platform import Lease, Leased, Options, pack, unpack
 from algomesh_broker.route import Route
 from algomesh_broker.server import NatsServer
+from algomesh_services.registry.leases import Leases
 from tests.integration import bare_algorithms
 
 FOLDER = Path(__file__).parent
@@ -266,6 +267,20 @@ class BareMesh:
 
     def grant(self, route: Route, sender: str = "k~a", **options: Any) -> Granted:
         return read_token(sign_route(sender, route.data, ROUTE_SEED, **options)[0])
+
+    def serve_leases(self, most: int) -> None:
+        """Count runs in the registry's stead."""
+        leases = Leases(most)
+
+        def answer(message: Message) -> None:
+            request = subjects.parse_platform(message.subject)
+            ask = codec.decode_ask(message.data)
+            wanted = unpack(Lease, ask.body)
+            leased = messages.Answer(body=pack(Leased(runs=leases.take(wanted.root, wanted.runs))))
+            reply = subjects.reply("platform~registry", request.caller, ask.session, ask.call)
+            self.admin.publish(reply, codec.encode(leased))
+
+        self.admin.join(subjects.platform_requests("registry", "lease"), answer)
 
     def announce_death(self, attribute: str, number: int, reason: str = "crash") -> None:
         """What a launcher says when an instance has died."""

@@ -138,6 +138,45 @@ def test_cancel_reaches_the_children(client: algomesh.Client, open_folder: Path)
     wait(Path(f"{file}.cancelled").exists)
 
 
+def test_a_run_that_was_started_can_be_waited_for_or_cancelled(client: algomesh.Client, open_folder: Path) -> None:
+    clean = client.algo("pipe/clean") | client.algo("pipe/upper")
+    run = clean.start(" a ")
+    assert run.wait(30).result == "A"
+    assert run.is_over
+    assert not run.cancel()  # after the end
+    assert run.wait().result == "A"
+
+    file = open_folder / "fate"
+    slow = client.algo("pipe/boss").start(str(file), timeout=30)
+    with pytest.raises(TimeoutError):
+        slow.wait(0.05)
+    wait(Path(f"{file}.began").exists)
+    assert slow.cancel()
+    assert not slow.cancel()  # twice
+    with pytest.raises(errors.Cancelled):
+        slow.wait(10)
+    wait(Path(f"{file}.cancelled").exists)
+
+    early = client.algo("pipe/sleeper").start(str(open_folder / "early"))
+    early.cancel()  # perhaps before it was sent
+    with pytest.raises(errors.Cancelled):
+        early.wait(10)
+
+
+async def test_a_run_that_was_started_is_awaited_or_cancelled(up: Up, open_folder: Path) -> None:
+    async with algomesh.connect(KEY, up.said["nats"]) as mesh:
+        assert (await mesh.algo("pipe/clean").start(" a ")).result == "a"
+        file = open_folder / "fate"
+        run = mesh.algo("pipe/sleeper").start(str(file))
+        await until(Path(f"{file}.began").exists)
+
+        assert run.cancel()
+
+        with pytest.raises(errors.Cancelled):
+            await run
+        await until(Path(f"{file}.cancelled").exists)
+
+
 def test_large_arrays_travel_through_a_pipeline(any_client: algomesh.Client) -> None:
     array = np.arange(2**20, dtype=np.float32).reshape(1024, -1)
     echo = any_client.algo("pipe/echo")

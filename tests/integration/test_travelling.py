@@ -312,3 +312,25 @@ async def test_a_pipeline_of_many_stages_works(mesh: BareMesh) -> None:
     result, _ = await mesh.travel(long, "x", timeout_s=60)
 
     assert result == "x" + "!" * 300
+
+
+async def test_a_later_step_that_cannot_end_in_time_does_not_begin(mesh: BareMesh) -> None:
+    await serve(mesh, "clean", "nap")
+    for _ in range(8):  # until the instance knows how long it usually takes
+        await mesh.call("nap", "0.3 x")
+
+    began = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded, match="its runs take"):
+        await mesh.travel(clean | nap, "0.3 x", timeout_s=0.2)
+
+    assert time.monotonic() - began < 0.19
+
+
+async def test_one_run_leads_to_so_many_and_no_more(mesh: BareMesh) -> None:
+    await serve(mesh, "words", "exclaim")
+    mesh.serve_leases(most=300)
+    fan = words | exclaim.pipeline.each(in_flight=64)
+
+    assert len((await mesh.travel(fan, "x " * 400))[0]) == 400
+    with pytest.raises(errors.BudgetExceeded):
+        await mesh.travel(fan, "x " * 1400)
