@@ -9,7 +9,7 @@ BIN := .venv/bin
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 CHECKS := check-format check-lint check-layers check-mypy check-pyright check-unit
-TESTS := test-unit test-rest
+TESTS := test-unit test-rest test-alone
 
 .PHONY: help setup demo demo-video up test check format bench constraints clean $(CHECKS) $(TESTS)
 
@@ -34,7 +34,8 @@ test: setup ## all tests: unit tests first, then those with real servers
 	@$(MAKE) --keep-going -j1 $(TESTS)
 
 test-unit: ; @$(BIN)/pytest tests/unit $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
-test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone" -n 2 --dist loadfile $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+test-alone: ; @$(BIN)/pytest tests --ignore=tests/unit -m alone $(if $(REPORTS),--junitxml="$(REPORTS)/alone.xml") $(PYTEST)
 
 check: setup ## format, lint, layers, types, unit tests; a failing one does not hide the next
 	@$(MAKE) --keep-going -j1 $(CHECKS)

@@ -8,6 +8,7 @@ Acceptance tests of other clients call these by name, so what they answer is a c
 """
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -55,6 +56,6 @@ def slow(seconds: Seconds) -> str:
 
 
 @algorithm("demo/stream", version="0.1.0")
-def stream(text: str) -> list[str]:
-    """Split a text at single spaces."""
-    return text.split(" ")
+def stream(text: str) -> Iterator[str]:
+    """Split a text at single spaces, and give piece by piece."""
+    yield from text.split(" ")

@@ -28,6 +28,7 @@ from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection, Message
 from algomesh_broker.credentials import public_key
+from algomesh_broker.errors import Unreachable
 from algomesh_broker.grants import Granted, read_token, sign_route
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import Reference, VersionId
@@ -114,6 +115,17 @@ class BareMesh:
             "ack_wait": 5_000_000_000, "filter_subject": subject, "mem_storage": True,
         }  # fmt: skip
         await self._ask(f"CONSUMER.CREATE.parked.{version.consumer}.{subject}", stream_name="parked", config=config)
+
+    async def results_stored(self) -> None:
+        """Return when the stream of kept results has taken what was written before: it takes one after the other."""
+        self._count_probes += 1
+        mark = f"cache.0.test.test.1-0-0.{self._count_probes}.result"
+        self.admin.publish(mark, b"")
+        give_up = time.monotonic() + 10
+        with contextlib.suppress(Unreachable):  # there is no such stream
+            while (await self.admin.request(f"$JS.API.DIRECT.GET.cache.{mark}")).status:
+                assert time.monotonic() < give_up, "the stream of results takes nothing"
+                await asyncio.sleep(0.002)
 
     async def claims_kept(self) -> int:
         """Bytes of payloads that lie in the stream of claims."""
@@ -238,6 +250,7 @@ class BareMesh:
         output = await self.conductor(lane).run(trip, 0, content.encode(value), tally)
         output = await lane.claims.load(output, trip.deadline)
         lane.release(tally.writers, trip.root)
+        await self.results_stored()
         return content.decode(*output), tally
 
     async def stream(self, pipeline: Pipeline, value: Any, *, timeout_s: float = 20) -> AsyncGenerator[Any, None]:

@@ -17,7 +17,7 @@ from tests.conditions import until
 from tests.integration import bare_algorithms
 from tests.integration.bare import BareMesh
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 
 @pytest_asyncio.fixture

@@ -61,6 +61,7 @@ async def test_a_result_is_found_by_any_caller_and_says_so(mesh: BareMesh, notes
     one, other = await client_of(mesh, "k~one"), await client_of(mesh, "k~other")
 
     first = await one.algo("t/kept").pipe(f"{notes} A")
+    await mesh.results_stored()
     again = await other.algo("t/kept").pipe(f"{notes} A")
 
     assert (first.result, first.metadata.cached) == (f"{notes} a", False)
@@ -74,6 +75,7 @@ async def test_a_hit_needs_no_instance(mesh: BareMesh, notes: Path) -> None:
     await serve(mesh, "kept")
     client = await client_of(mesh, "k~one")
     await client.algo("t/kept").pipe(f"{notes} A")
+    await mesh.results_stored()
     mesh.instances[0].kill()
     await asyncio.to_thread(mesh.instances[0].wait)
 

@@ -24,7 +24,7 @@ from algomesh_services.local.postgres import Postgres
 from algomesh_services.local.supervisor import Child, Supervisor
 from tests.conditions import is_alive, processes_with, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEP = "import time; time.sleep(60)"

@@ -19,7 +19,7 @@ from algomesh_services.local.running import RunningMesh
 from tests.conditions import is_alive, until
 from tests.integration.up_fixtures import COMMAND, SHOUT, Up, alive, environment, run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 NASTY = """
 import os, signal, time

@@ -49,4 +49,4 @@ def test_slow_sleeps_and_says_so() -> None:
 
 
 def test_stream_keeps_what_lies_between_single_spaces() -> None:
-    assert demo.stream("a  b c") == ["a", "", "b", "c"]
+    assert list(demo.stream("a  b c")) == ["a", "", "b", "c"]

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from algomesh.kinds import either, fits, notation
 
@@ -43,7 +42,6 @@ class Size(enum.IntEnum):
         (bytes, "binary"),
         (np.ndarray, "tensor"),
         (npt.NDArray[np.float32], "tensor"),
-        (torch.Tensor, "tensor"),
         (int, "json:number"),
         (bool, "json:boolean"),
         (None, "json:null"),

@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from algomesh import content
 from algomesh.content import Content
@@ -49,7 +48,6 @@ def test_a_list_of_numbers_becomes_an_array() -> None:
     assert read(np.ndarray, [1, 2]).dtype == np.int64
     assert read(np.ndarray, 2.5).shape == ()
     assert read(np.ndarray, []).dtype == np.float32
-    assert torch.equal(read(torch.Tensor, [0.1, 2]), torch.tensor([0.1, 2]))
 
 
 def test_the_annotated_dtype_is_the_one_that_comes() -> None:
@@ -159,4 +157,3 @@ def test_a_part_that_does_not_fit_is_named(wanted: Any, given: Content, said: st
 
 def test_arrays_of_one_shape_become_one_array() -> None:
     assert read(np.ndarray, together(np.ones(2), np.zeros(2))).tolist() == [[1, 1], [0, 0]]
-    assert read(torch.Tensor, together(torch.ones(2), torch.zeros(2))).shape == (2, 2)
