@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import batching, chain, claims, cold_start, fan_out, figures, travelling, versions
+from benchmarks import batching, chain, claims, cold_start, echo, fan_out, figures, travelling, versions
 
 BENCHMARKS = {
     "batching": batching.run,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "chain_thread": lambda: chain.run("thread"),
     "claims": claims.run,
     "cold_start": cold_start.run,
+    "echo": echo.run,
     "fan_out": fan_out.run,
     "travelling": travelling.run,
     "versions": versions.run,
