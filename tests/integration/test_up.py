@@ -302,10 +302,11 @@ async def _start_nasty(up: Up, folder: Path) -> None:
         env=environment(ALGOMESH_URL=up.said["nats"], ALGOMESH_API_KEY=up.said["key"]),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    await until(lambda: "orphan of ours" in up.run("logs", "me/nasty").stdout, 20)
-    # The caller's going would cancel the run; it ends hard, as its terminal would.
-    call.kill()
-    call.wait()
+    try:
+        await until(lambda: "orphan of ours" in up.run("logs", "me/nasty").stdout, 20)
+    finally:  # the caller's going would cancel the run; it ends hard, as its terminal would
+        call.kill()
+        call.wait()
 
 
 def _has_children(pid: int) -> bool:

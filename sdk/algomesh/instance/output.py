@@ -49,6 +49,10 @@ class LogStream(io.TextIOBase):
             for run, rest in partial.items():
                 self._log(run, [rest])
 
+    def renew_lock(self) -> None:
+        """In a child that user code has forked: whoever held the lock then is not in this process."""
+        self._lock = threading.Lock()
+
     def writable(self) -> bool:
         """It is for writing."""
         return True
@@ -77,8 +81,10 @@ class LogStream(io.TextIOBase):
 def redirect() -> None:
     """Send print, warnings and tracebacks of this process to its log (file descriptor 2)."""
     fd = os.dup(2)
-    sys.stdout = LogStream(fd)
-    sys.stderr = LogStream(fd)
+    for name in ("stdout", "stderr"):
+        stream = LogStream(fd)
+        setattr(sys, name, stream)
+        os.register_at_fork(after_in_child=stream.renew_lock)
 
 
 def log_exception(error: BaseException) -> None:
