@@ -205,26 +205,27 @@ class Client:
 
     def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
         """Run a pipeline; see `Algo.pipe`."""
-        if not self._finalizer.alive:
-            raise errors.Unreachable("this client was closed")
+        self._check_open()
         return self._loop.run(self._inner.call(pipeline, value, timeout))
 
     def start(self, pipeline: Pipeline, value: Any, timeout: float | None) -> "concurrent.futures.Future[Response]":
         """Begin to run a pipeline; see `Algo.start`."""
-        if not self._finalizer.alive:
-            raise errors.Unreachable("this client was closed")
+        self._check_open()
         return self._loop.begin(self._inner.call(pipeline, value, timeout))
 
     def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Stream:
         """Run a pipeline, part by part; see `Algo.stream`."""
-        if not self._finalizer.alive:
-            raise errors.Unreachable("this client was closed")
+        self._check_open()
         return Stream(self._inner.stream(pipeline, value, timeout), self._loop.begin, self)
 
     def close(self) -> None:
         """Let go of the connection; calls under way fail. Also done when the client is forgotten."""
         with self._closing:
             self._finalizer()
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise errors.Unreachable("this client was closed")
 
     async def _check(self, pipeline: Pipeline) -> None:
         self._inner.check(pipeline)

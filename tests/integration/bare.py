@@ -185,6 +185,13 @@ class BareMesh:
         await self.publish_entry(algorithm.version_id, algorithm.options.cache_s)
         return self.start(attribute, **options)
 
+    async def serve_all(self, *attributes: str) -> None:
+        """Start one instance of each, and return when all of them take calls."""
+        for attribute in attributes:
+            await self.serve(attribute)
+        for attribute in attributes:
+            await self.until_ready(attribute)
+
     async def until_ready(self, attribute: str) -> None:
         """Until an instance of it is in the group: the server says so."""
         version = getattr(bare_algorithms, attribute).version_id

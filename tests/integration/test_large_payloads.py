@@ -31,19 +31,12 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[BareMes
         yield bare
 
 
-async def serve(mesh: BareMesh, *attributes: str) -> None:
-    for attribute in attributes:
-        await mesh.serve(attribute)
-    for attribute in attributes:
-        await mesh.until_ready(attribute)
-
-
 async def nothing_kept(mesh: BareMesh) -> bool:
     return await mesh.claims_kept() < MIB // 2
 
 
 async def test_a_call_takes_and_gives_more_than_a_message_holds(mesh: BareMesh) -> None:
-    await serve(mesh, "echo")
+    await mesh.serve_all("echo")
     payload = secrets.token_bytes(9 * MIB)
 
     result, _ = await mesh.call("echo", payload)
@@ -52,7 +45,7 @@ async def test_a_call_takes_and_gives_more_than_a_message_holds(mesh: BareMesh) 
 
 
 async def test_arrays_keep_dtype_and_shape(mesh: BareMesh) -> None:
-    await serve(mesh, "echo")
+    await mesh.serve_all("echo")
 
     for array in (np.arange(3 * MIB, dtype=np.float32).reshape(3, -1), np.zeros((0, 7), np.int16)):
         result, _ = await mesh.call("echo", array)
@@ -61,7 +54,7 @@ async def test_arrays_keep_dtype_and_shape(mesh: BareMesh) -> None:
 
 
 async def test_a_chain_hands_large_outputs_on_and_keeps_nothing(mesh: BareMesh) -> None:
-    await serve(mesh, "echo", "size")
+    await mesh.serve_all("echo", "size")
     payload = secrets.token_bytes(2 * MIB)
 
     assert (await mesh.travel(echo | echo | echo | size, payload))[0] == len(payload)
@@ -84,7 +77,7 @@ async def test_branches_share_one_claim_and_are_joined_without_being_fetched(
         bare = BareMesh(nats_server, tmp_path)
         bare.url = proxy.url
         async with bare as mesh:
-            await serve(mesh, "echo", "size")
+            await mesh.serve_all("echo", "size")
             payload = secrets.token_bytes(2 * MIB)
             await mesh.travel(echo | (echo & size), b"warm")
             proxy.published.clear()
@@ -98,14 +91,14 @@ async def test_branches_share_one_claim_and_are_joined_without_being_fetched(
 
 
 async def test_each_takes_items_that_are_claims(mesh: BareMesh) -> None:
-    await serve(mesh, "echo", "size")
+    await mesh.serve_all("echo", "size")
     items = [secrets.token_bytes(MIB), secrets.token_bytes(100), secrets.token_bytes(MIB)]
 
     assert (await mesh.travel(echo.pipeline.each() | echo | size.pipeline.each(), items))[0] == [MIB, 100, MIB]
 
 
 async def test_large_json_is_split_for_each(mesh: BareMesh) -> None:
-    await serve(mesh, "words", "size")
+    await mesh.serve_all("words", "size")
     text = " ".join(["word"] * 200_000)
 
     assert (await mesh.travel(words | size, text))[0] == 200_000
@@ -114,7 +107,7 @@ async def test_large_json_is_split_for_each(mesh: BareMesh) -> None:
 async def test_on_one_host_it_goes_through_shared_memory(mesh: BareMesh) -> None:
     memory = SharedMemory()
     host = memory.make_folder()
-    await serve(mesh, "echo", "size")
+    await mesh.serve_all("echo", "size")
     beat = HostBeat(launcher="bare", host=host)
     mesh.admin.publish(subjects.host_beat("bare"), codec.encode(beat))
     await until(lambda: mesh.lane.host)

@@ -45,19 +45,12 @@ def runs(notes: Path) -> list[str]:
     return notes.read_text().split() if notes.exists() else []
 
 
-async def serve(mesh: BareMesh, *attributes: str) -> None:
-    for attribute in attributes:
-        await mesh.serve(attribute)
-    for attribute in attributes:
-        await mesh.until_ready(attribute)
-
-
 async def client_of(mesh: BareMesh, caller: str) -> AsyncClient:
     return AsyncClient(await NatsTransport.over(await mesh.connect(caller)), 20.0)
 
 
 async def test_a_result_is_found_by_any_caller_and_says_so(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept")
+    await mesh.serve_all("kept")
     one, other = await client_of(mesh, "k~one"), await client_of(mesh, "k~other")
 
     first = await one.algo("t/kept").pipe(f"{notes} A")
@@ -72,7 +65,7 @@ async def test_a_result_is_found_by_any_caller_and_says_so(mesh: BareMesh, notes
 
 
 async def test_a_hit_needs_no_instance(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept")
+    await mesh.serve_all("kept")
     client = await client_of(mesh, "k~one")
     await client.algo("t/kept").pipe(f"{notes} A")
     await mesh.results_stored()
@@ -85,7 +78,7 @@ async def test_a_hit_needs_no_instance(mesh: BareMesh, notes: Path) -> None:
 
 
 async def test_a_second_pipeline_does_not_run_what_it_shares_with_the_first(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept", "kept_too", "upper", "exclaim")
+    await mesh.serve_all("kept", "kept_too", "upper", "exclaim")
 
     one, tally = await mesh.travel(kept | kept_too | upper, f"{notes} A")
     other, second = await mesh.travel(kept | kept_too | exclaim, f"{notes} A")
@@ -98,7 +91,7 @@ async def test_a_second_pipeline_does_not_run_what_it_shares_with_the_first(mesh
 
 
 async def test_an_instance_leaves_out_the_next_step_when_its_result_is_kept(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "clean", "kept", "kept_too", "exclaim")
+    await mesh.serve_all("clean", "kept", "kept_too", "exclaim")
     await mesh.travel(kept | kept_too, f"{notes} a")
     mesh.instances[1].kill()
     mesh.instances[2].kill()
@@ -113,7 +106,7 @@ async def test_an_instance_leaves_out_the_next_step_when_its_result_is_kept(mesh
 
 @pytest.mark.parametrize("where", ["at the head", "in mid-chain", "after a miss"])
 async def test_a_fan_out_follows_a_result_that_is_kept(mesh: BareMesh, notes: Path, where: str) -> None:
-    await serve(mesh, "clean", "kept", "kept_too", "upper", "exclaim", "merge")
+    await mesh.serve_all("clean", "kept", "kept_too", "upper", "exclaim", "merge")
     rest = (upper & exclaim) | merge
     if where != "after a miss":
         await mesh.travel(kept.pipeline, f"{notes} a")
@@ -127,7 +120,7 @@ async def test_a_fan_out_follows_a_result_that_is_kept(mesh: BareMesh, notes: Pa
 
 
 async def test_a_branch_may_begin_or_end_with_what_is_kept(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "clean", "kept", "kept_too", "upper", "exclaim", "merge")
+    await mesh.serve_all("clean", "kept", "kept_too", "upper", "exclaim", "merge")
     pipeline = clean | ((kept | upper) & (exclaim | kept_too)) | merge
 
     first, _ = await mesh.travel(pipeline, f"{notes} a")
@@ -138,7 +131,7 @@ async def test_a_branch_may_begin_or_end_with_what_is_kept(mesh: BareMesh, notes
 
 
 async def test_branches_that_are_all_kept_say_so(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept", "kept_too", "exclaim")
+    await mesh.serve_all("kept", "kept_too", "exclaim")
     await mesh.travel(kept & kept_too, f"{notes} a")
 
     _, both = await mesh.travel(kept & kept_too, f"{notes} a")
@@ -149,7 +142,7 @@ async def test_branches_that_are_all_kept_say_so(mesh: BareMesh, notes: Path) ->
 
 
 async def test_equal_items_of_an_each_run_once(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept", "kept_too")
+    await mesh.serve_all("kept", "kept_too")
 
     outputs, _ = await mesh.travel((kept | kept_too).each(in_flight=8), [f"{notes} A"] * 20)
 
@@ -158,7 +151,7 @@ async def test_equal_items_of_an_each_run_once(mesh: BareMesh, notes: Path) -> N
 
 
 async def test_a_stream_gives_what_is_kept(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept", "kept_too", "exclaim")
+    await mesh.serve_all("kept", "kept_too", "exclaim")
     await mesh.travel(kept | kept_too, f"{notes} a")
 
     one = [part async for part in mesh.stream(kept | kept_too, f"{notes} a")]
@@ -169,7 +162,7 @@ async def test_a_stream_gives_what_is_kept(mesh: BareMesh, notes: Path) -> None:
 
 
 async def test_errors_are_never_kept(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept_gate")
+    await mesh.serve_all("kept_gate")
     client = await client_of(mesh, "k~one")
 
     for _ in range(2):
@@ -180,7 +173,7 @@ async def test_errors_are_never_kept(mesh: BareMesh, notes: Path) -> None:
 
 
 async def test_a_large_result_is_not_kept_and_not_shared(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept_large", "kept")
+    await mesh.serve_all("kept_large", "kept")
     client = await client_of(mesh, "k~one")
 
     for _ in range(2):
@@ -193,7 +186,7 @@ async def test_a_large_result_is_not_kept_and_not_shared(mesh: BareMesh, notes: 
 
 
 async def test_a_stage_says_for_itself_whether_results_are_kept(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept", "write_down")
+    await mesh.serve_all("kept", "write_down")
     never, always = algomesh.stage(kept).options(cache=False), algomesh.stage(write_down).options(cache="10m")
 
     for _ in range(2):
@@ -204,7 +197,7 @@ async def test_a_stage_says_for_itself_whether_results_are_kept(mesh: BareMesh, 
 
 
 async def test_a_result_expires(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "kept_brief")
+    await mesh.serve_all("kept_brief")
     await mesh.travel(kept_brief.pipeline, f"{notes} a")
     assert (await mesh.travel(kept_brief.pipeline, f"{notes} a"))[1].cached
 
@@ -216,7 +209,7 @@ async def test_a_result_expires(mesh: BareMesh, notes: Path) -> None:
 
 
 async def test_without_its_stream_everything_runs(mesh: BareMesh, notes: Path) -> None:
-    await serve(mesh, "clean", "kept")
+    await mesh.serve_all("clean", "kept")
     await mesh.admin.request("$JS.API.STREAM.DELETE.cache")
 
     for _ in range(2):
@@ -230,7 +223,7 @@ async def test_without_its_stream_everything_runs(mesh: BareMesh, notes: Path) -
 
 
 async def test_identical_calls_of_two_callers_run_once(mesh: BareMesh, notes: Path, tmp_path: Path) -> None:
-    await serve(mesh, "kept_gate")
+    await mesh.serve_all("kept_gate")
     gate = tmp_path / "gate"
     text = f"{notes} a {gate}"
     lanes = [await mesh.open_lane(f"k~{number}") for number in range(5)]
@@ -249,7 +242,7 @@ async def test_identical_calls_of_two_callers_run_once(mesh: BareMesh, notes: Pa
 
 @pytest.mark.parametrize("cancelled", [0, 1])
 async def test_who_cancels_does_so_for_himself(mesh: BareMesh, notes: Path, tmp_path: Path, cancelled: int) -> None:
-    await serve(mesh, "kept_gate")
+    await mesh.serve_all("kept_gate")
     gate = tmp_path / "gate"
     text = f"{notes} a {gate}"
     lanes = [await mesh.open_lane(f"k~{number}") for number in range(2)]
@@ -268,7 +261,7 @@ async def test_who_cancels_does_so_for_himself(mesh: BareMesh, notes: Path, tmp_
 
 
 async def test_an_error_is_each_callers_own(mesh: BareMesh, notes: Path, tmp_path: Path) -> None:
-    await serve(mesh, "kept_gate")
+    await mesh.serve_all("kept_gate")
     gate = tmp_path / "gate"
     text = f"{notes} bad {gate}"
     lanes = [await mesh.open_lane(f"k~{number}") for number in range(2)]
@@ -281,7 +274,7 @@ async def test_an_error_is_each_callers_own(mesh: BareMesh, notes: Path, tmp_pat
 
 
 async def test_one_client_asks_once_for_the_same(mesh: BareMesh, notes: Path, tmp_path: Path) -> None:
-    await serve(mesh, "kept_gate")
+    await mesh.serve_all("kept_gate")
     gate = tmp_path / "gate"
     client = await client_of(mesh, "k~one")
     calls = [asyncio.create_task(client.algo("t/kept-gate").pipe(f"{notes} a {gate}")) for _ in range(5)]

@@ -38,13 +38,6 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[BareMes
         yield bare
 
 
-async def serve(mesh: BareMesh, *attributes: str) -> None:
-    for attribute in attributes:
-        await mesh.serve(attribute)
-    for attribute in attributes:
-        await mesh.until_ready(attribute)
-
-
 async def all_of(mesh: BareMesh, pipeline: algomesh.Pipeline, value: Any) -> list[Any]:
     async with aclosing(mesh.stream(pipeline, value)) as parts:
         return [part async for part in parts]
@@ -57,7 +50,7 @@ async def read_into(found: list[Any], parts: AsyncGenerator[Any, None]) -> None:
 
 
 async def test_parts_come_in_order_and_end(mesh: BareMesh) -> None:
-    await serve(mesh, "counts", "acounts")
+    await mesh.serve_all("counts", "acounts")
 
     assert await all_of(mesh, counts.pipeline, {"n": 100}) == list(range(100))
     assert await all_of(mesh, acounts.pipeline, 100) == list(range(100))
@@ -65,21 +58,21 @@ async def test_parts_come_in_order_and_end(mesh: BareMesh) -> None:
 
 
 async def test_who_wants_no_parts_gets_a_list(mesh: BareMesh) -> None:
-    await serve(mesh, "counts", "acounts")
+    await mesh.serve_all("counts", "acounts")
 
     assert (await mesh.travel(counts.pipeline, {"n": 3}))[0] == [0, 1, 2]
     assert (await mesh.travel(acounts.pipeline, 3))[0] == [0, 1, 2]
 
 
 async def test_an_algorithm_that_does_not_yield_streams_its_one_result(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "upper")
+    await mesh.serve_all("clean", "upper")
 
     assert await all_of(mesh, clean.pipeline, " a") == ["a"]
     assert await all_of(mesh, clean | upper, " a") == ["A"]
 
 
 async def test_the_first_part_is_there_before_the_first_stage_has_ended(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "counts", "squares", "asquares")
+    await mesh.serve_all("counts", "squares", "asquares")
     gate = tmp_path / "gate"
     job = {"n": 5, "stop": 2, "gate": str(gate)}
     found = []
@@ -94,14 +87,14 @@ async def test_the_first_part_is_there_before_the_first_stage_has_ended(mesh: Ba
 
 
 async def test_a_stage_may_read_parts_and_give_one_result(mesh: BareMesh) -> None:
-    await serve(mesh, "counts", "squares", "total")
+    await mesh.serve_all("counts", "squares", "total")
 
     assert (await mesh.travel(counts | squares | total, {"n": 200}))[0] == sum(n * n for n in range(200))
     assert (await mesh.travel(total.pipeline, [1, 2, 3]))[0] == 6
 
 
 async def test_a_slow_reader_slows_the_writer(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "counts")
+    await mesh.serve_all("counts")
     file = tmp_path / "last"
 
     async with aclosing(mesh.stream(counts.pipeline, {"n": 10_000, "file": str(file)})) as parts:
@@ -115,7 +108,7 @@ async def test_a_slow_reader_slows_the_writer(mesh: BareMesh, tmp_path: Path) ->
 
 
 async def test_leaving_the_loop_ends_the_run(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "counts", "squares")
+    await mesh.serve_all("counts", "squares")
     closed = tmp_path / "closed"
 
     async with aclosing(mesh.stream(counts | squares, {"n": 10_000_000, "closed": str(closed)})) as parts:
@@ -127,7 +120,7 @@ async def test_leaving_the_loop_ends_the_run(mesh: BareMesh, tmp_path: Path) -> 
 
 
 async def test_a_stage_that_reads_no_more_ends_the_one_before(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "counts", "first")
+    await mesh.serve_all("counts", "first")
     closed = tmp_path / "closed"
 
     result, _ = await mesh.travel(counts | first, {"n": 10_000_000, "closed": str(closed)})
@@ -137,7 +130,7 @@ async def test_a_stage_that_reads_no_more_ends_the_one_before(mesh: BareMesh, tm
 
 
 async def test_an_error_comes_after_the_parts_before_it(mesh: BareMesh) -> None:
-    await serve(mesh, "counts", "squares")
+    await mesh.serve_all("counts", "squares")
 
     for pipeline, stage in ((counts.pipeline, "t/counts/1.0.0"), (counts | squares, "t/counts/1.0.0")):
         found: list[int] = []
@@ -150,7 +143,7 @@ async def test_an_error_comes_after_the_parts_before_it(mesh: BareMesh) -> None:
 
 async def test_a_writer_that_dies_ends_the_stream_with_a_typed_error(mesh: BareMesh, tmp_path: Path) -> None:
     job = {"n": 5, "stop": 2, "gate": str(tmp_path / "never")}
-    await serve(mesh, "counts")
+    await mesh.serve_all("counts")
     found: list[int] = []
     reading = asyncio.create_task(read_into(found, mesh.stream(counts.pipeline, job)))
     await until(lambda: len(found) == 2)
@@ -164,7 +157,7 @@ async def test_a_writer_that_dies_ends_the_stream_with_a_typed_error(mesh: BareM
 
 
 async def test_each_streams_in_order_or_as_they_come(mesh: BareMesh) -> None:
-    await serve(mesh, "double", "words", "upper")
+    await mesh.serve_all("double", "words", "upper")
 
     assert await all_of(mesh, double.pipeline.each(), list(range(20))) == [2 * n for n in range(20)]
     unordered = double.pipeline.each(in_flight=4, ordered=False)
@@ -173,7 +166,7 @@ async def test_each_streams_in_order_or_as_they_come(mesh: BareMesh) -> None:
 
 
 async def test_each_reads_a_source_that_never_ends(mesh: BareMesh) -> None:
-    await serve(mesh, "double")
+    await mesh.serve_all("double")
     asked = 0
 
     async def numbers() -> AsyncIterator[int]:

@@ -41,15 +41,8 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[BareMes
         yield bare
 
 
-async def serve(mesh: BareMesh, *attributes: str) -> None:
-    for attribute in attributes:
-        await mesh.serve(attribute)
-    for attribute in attributes:
-        await mesh.until_ready(attribute)
-
-
 async def test_a_chain_goes_from_stage_to_stage_and_answers_once(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "upper", "exclaim")
+    await mesh.serve_all("clean", "upper", "exclaim")
 
     result, tally = await mesh.travel(clean | upper | exclaim, "  a   b ")
 
@@ -64,7 +57,7 @@ async def test_a_chain_of_n_stages_takes_n_and_one_messages(nats_server: NatsSer
         bare = BareMesh(nats_server, tmp_path)
         bare.url = proxy.url
         async with bare as mesh:
-            await serve(mesh, "clean", "upper", "exclaim")
+            await mesh.serve_all("clean", "upper", "exclaim")
             await mesh.travel(clean | upper | exclaim, "warm")
             proxy.published.clear()
 
@@ -77,7 +70,7 @@ async def test_a_chain_of_n_stages_takes_n_and_one_messages(nats_server: NatsSer
 
 
 async def test_branches_are_joined_in_the_order_written(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "upper", "exclaim", "merge", "nap")
+    await mesh.serve_all("clean", "upper", "exclaim", "merge", "nap")
 
     result, _ = await mesh.travel(clean | (upper & exclaim | merge) | exclaim, " a  b")
     assert result == "A B+a b!!"
@@ -87,7 +80,7 @@ async def test_branches_are_joined_in_the_order_written(mesh: BareMesh) -> None:
 
 
 async def test_a_fan_out_at_the_head_is_joined_by_the_sender(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "upper", "exclaim", "merge")
+    await mesh.serve_all("clean", "upper", "exclaim", "merge")
 
     result, _ = await mesh.travel((upper | exclaim) & clean & exclaim, "a")
     assert result == ["A!", "a", "a!"]
@@ -97,7 +90,7 @@ async def test_a_fan_out_at_the_head_is_joined_by_the_sender(mesh: BareMesh) -> 
 
 
 async def test_each_maps_a_list_at_the_head_and_in_the_middle(mesh: BareMesh) -> None:
-    await serve(mesh, "words", "upper", "exclaim", "merge")
+    await mesh.serve_all("words", "upper", "exclaim", "merge")
     loud = algomesh.stage(upper) | exclaim
 
     at_head, _ = await mesh.travel(loud.each(), ["a", "b", "c"])
@@ -110,7 +103,7 @@ async def test_each_maps_a_list_at_the_head_and_in_the_middle(mesh: BareMesh) ->
 
 
 async def test_a_fan_out_of_eight_waits_once(mesh: BareMesh) -> None:
-    await serve(mesh, *["nap"] * 4, "clean")
+    await mesh.serve_all(*["nap"] * 4, "clean")
     fan = algomesh.all(*[nap] * 4)
     await mesh.travel(clean | fan, "0 x")
 
@@ -122,7 +115,7 @@ async def test_a_fan_out_of_eight_waits_once(mesh: BareMesh) -> None:
 
 
 async def test_a_stage_that_is_down_is_parked_by_who_handed_over_and_served_when_it_comes(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "exclaim")
+    await mesh.serve_all("clean", "exclaim")
     await mesh.make_consumer(upper.version_id)
     demanded: list[Message] = []
     mesh.admin.join(subjects.ALL_DEMAND, demanded.append)
@@ -139,7 +132,7 @@ async def test_a_stage_that_is_down_is_parked_by_who_handed_over_and_served_when
 
 
 async def test_a_branch_that_is_down_is_started_too(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "exclaim")
+    await mesh.serve_all("clean", "exclaim")
     await mesh.make_consumer(upper.version_id)
     travelling = asyncio.create_task(mesh.travel(clean | (upper & exclaim), "a"))
 
@@ -149,7 +142,7 @@ async def test_a_branch_that_is_down_is_started_too(mesh: BareMesh) -> None:
 
 
 async def test_a_failure_names_stage_and_branch(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "picky", "upper", "words")
+    await mesh.serve_all("clean", "picky", "upper", "words")
 
     with pytest.raises(errors.AlgorithmError) as in_chain:
         await mesh.travel(clean | picky | upper, "bad")
@@ -166,7 +159,7 @@ async def test_a_failure_names_stage_and_branch(mesh: BareMesh) -> None:
 
 
 async def test_a_branch_that_fails_cancels_its_siblings(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "waits", "mishap")
+    await mesh.serve_all("waits", "mishap")
     file = tmp_path / "fate"
     long = {"seconds": 20, "file": str(file)}
     route = mesh.route(algomesh.stage(bare_algorithms.waits) & algomesh.stage(mishap))
@@ -181,7 +174,7 @@ async def test_a_branch_that_fails_cancels_its_siblings(mesh: BareMesh, tmp_path
 
 
 async def test_a_caller_that_cancels_ends_the_join_and_its_branches(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "clean", "slow", "nap")
+    await mesh.serve_all("clean", "slow", "nap")
     travelling = asyncio.create_task(mesh.travel(clean | (nap & nap), "15 x"))
     await until(lambda: mesh.lane.running)
 
@@ -207,7 +200,7 @@ async def ended_runs(mesh: BareMesh, algorithm: str) -> dict[str, Any]:
 
 
 async def test_a_slow_stage_that_has_handed_over_is_not_mourned(mesh: BareMesh) -> None:
-    await serve(mesh, "nap", "slow", "exclaim")
+    await mesh.serve_all("nap", "slow", "exclaim")
     travelling = asyncio.create_task(mesh.travel(nap | nap | exclaim, "0.4 x"))
     await until(lambda: mesh.lane.running)
 
@@ -219,7 +212,7 @@ async def test_a_slow_stage_that_has_handed_over_is_not_mourned(mesh: BareMesh) 
 
 async def test_the_chain_is_sent_again_from_its_head_when_an_instance_dies(mesh: BareMesh, tmp_path: Path) -> None:
     file = tmp_path / "log"
-    await serve(mesh, "write_down", "unrepeatable")
+    await mesh.serve_all("write_down", "unrepeatable")
     dying = await mesh.serve("mishap")
     await mesh.until_ready("mishap")
     long = algomesh.stage(write_down) | algomesh.stage(bare_algorithms.gate)
@@ -242,7 +235,7 @@ async def test_the_chain_is_sent_again_from_its_head_when_an_instance_dies(mesh:
 
 
 async def test_a_chain_with_a_stage_that_may_not_run_twice_is_not_sent_again(mesh: BareMesh, tmp_path: Path) -> None:
-    await serve(mesh, "unrepeatable", "gate")
+    await mesh.serve_all("unrepeatable", "gate")
     travelling = asyncio.create_task(
         mesh.travel(algomesh.stage(unrepeatable) | algomesh.stage(bare_algorithms.gate), f"x {tmp_path / 'open'}")
     )
@@ -257,7 +250,7 @@ async def test_a_chain_with_a_stage_that_may_not_run_twice_is_not_sent_again(mes
 
 @pytest.mark.parametrize("forgery", ["none", "position", "sender", "expired", "reply_to", "signature", "version"])
 async def test_a_hop_that_the_route_does_not_allow_is_refused_and_recorded(mesh: BareMesh, forgery: str) -> None:
-    await serve(mesh, "upper")
+    await mesh.serve_all("upper")
     intruder = await mesh.connect("t~clean")
     route = mesh.route(clean | upper | exclaim)
     token = mesh.grant(route).token
@@ -296,7 +289,7 @@ async def test_a_hop_that_the_route_does_not_allow_is_refused_and_recorded(mesh:
 
 
 async def test_a_token_of_another_caller_is_refused_to_the_callers_face(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "upper")
+    await mesh.serve_all("clean", "upper")
     other = await mesh.open_lane("k~b")
 
     with pytest.raises(errors.PermissionDenied):
@@ -304,7 +297,7 @@ async def test_a_token_of_another_caller_is_refused_to_the_callers_face(mesh: Ba
 
 
 async def test_a_pipeline_of_many_stages_works(mesh: BareMesh) -> None:
-    await serve(mesh, "exclaim")
+    await mesh.serve_all("exclaim")
     long: algomesh.Pipeline = algomesh.stage(exclaim)
     for _ in range(299):
         long = long | exclaim
@@ -315,7 +308,7 @@ async def test_a_pipeline_of_many_stages_works(mesh: BareMesh) -> None:
 
 
 async def test_a_later_step_that_cannot_end_in_time_does_not_begin(mesh: BareMesh) -> None:
-    await serve(mesh, "clean", "nap")
+    await mesh.serve_all("clean", "nap")
     for _ in range(8):  # until the instance knows how long it usually takes
         await mesh.call("nap", "0.3 x")
 
@@ -327,7 +320,7 @@ async def test_a_later_step_that_cannot_end_in_time_does_not_begin(mesh: BareMes
 
 
 async def test_one_run_leads_to_so_many_and_no_more(mesh: BareMesh) -> None:
-    await serve(mesh, "words", "exclaim")
+    await mesh.serve_all("words", "exclaim")
     mesh.serve_leases(most=300)
     fan = words | exclaim.pipeline.each(in_flight=64)
 

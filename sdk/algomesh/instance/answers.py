@@ -19,6 +19,9 @@ log = get_logger("algomesh.answers")
 
 Outcome = content.Content | errors.MeshError
 
+# When whoever waits is told that a run, or a join, is under way.
+SAY_RUNNING_S: Final = 0.1
+SAY_AGAIN_S: Final = 1.0
 _LONGEST_MESSAGE: Final = 8192
 _LONGEST_TYPE: Final = 256
 

@@ -16,7 +16,7 @@ from algomesh import errors
 from algomesh.claiming import is_large
 from algomesh.conducting import Conductor, Tally, Trip
 from algomesh.content import Content
-from algomesh.instance.answers import Answers
+from algomesh.instance.answers import SAY_AGAIN_S, SAY_RUNNING_S, Answers
 from algomesh.instance.job import Job
 from algomesh.instance.watch import WatchWriter
 from algomesh.instance.yielding import NOTHING, Yielding
@@ -31,8 +31,6 @@ from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.joining")
 
-SAY_RUNNING_S: Final = 0.1
-SAY_AGAIN_S: Final = 1.0
 _SPARE_S: Final = 60.0
 
 HandOn = Callable[[Job, int, Content, float, float], None]

@@ -17,7 +17,7 @@ from algomesh import content, errors, streams
 from algomesh.claiming import is_claimed
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
-from algomesh.instance.answers import Answers, Outcome
+from algomesh.instance.answers import SAY_AGAIN_S, SAY_RUNNING_S, Answers, Outcome
 from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
@@ -45,8 +45,6 @@ from algomesh_observability.logger import get_logger
 log = get_logger("algomesh.runner")
 
 
-SAY_RUNNING_S: Final = 0.1
-SAY_AGAIN_S: Final = 1.0
 GRACE_S: Final = 2.0
 STUCK_CODE: Final = 74
 _SWEEP_S: Final = 0.05
