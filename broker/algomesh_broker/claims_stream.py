@@ -68,7 +68,7 @@ class ClaimStream:
                     raise PayloadTooLarge(size, MAX_CLAIM_BYTES)
                 if len(answers) >= _PUT_WINDOW:
                     _check_stored(await self._answer(*answers.popleft()))
-                # format_publish takes any buffer; a copy of each piece would be for the type alone.
+                # the publisher takes any buffer; a copy of each piece would be for the type alone.
                 data = cast("bytes", piece)
                 answers.append(self._ask(subjects.claim_chunk(claim_id, count), data, headers))
                 count += 1

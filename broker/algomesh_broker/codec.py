@@ -4,7 +4,8 @@
 deep nesting (RecursionError) or bad UTF-8 (UnicodeDecodeError) make of foreign bytes.
 """
 
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -17,19 +18,17 @@ Buffer = bytes | bytearray | memoryview
 encode = msgspec.msgpack.Encoder().encode
 
 
-class Decoder(Generic[T]):
-    """Reads one message type. Calling it returns the Struct or raises BadMessage."""
+def _decoder(type_: type[T] | object, name: str) -> Callable[[Buffer], T]:
+    """What reads one message type: it returns the Struct or raises BadMessage."""
+    read = msgspec.msgpack.Decoder(type_).decode
 
-    def __init__(self, type_: type[T] | object, name: str) -> None:
-        self._decode = msgspec.msgpack.Decoder(type_).decode
-        self._name = name
-
-    def __call__(self, data: Buffer) -> T:
-        """Decode `data`. Raises BadMessage."""
+    def decode(data: Buffer) -> T:
         try:
-            return self._decode(data)  # type: ignore[no-any-return]  # Decoder of a union is untyped
+            return read(data)  # type: ignore[no-any-return]  # Decoder of a union is untyped
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
-            raise BadMessage(f"not a {self._name} message: {error}") from error
+            raise BadMessage(f"not a {name} message: {error}") from error
+
+    return decode
 
 
 class PubAckError(msgspec.Struct, frozen=True):
@@ -57,13 +56,13 @@ def decode_puback(data: Buffer) -> PubAck:
         raise BadMessage(f"not a PubAck: {error}") from error
 
 
-decode_call: Decoder[messages.Call] = Decoder(messages.Call, "call")
-decode_reply: Decoder[messages.Reply] = Decoder(messages.Reply, "reply")
-decode_control: Decoder[messages.Control] = Decoder(messages.Control, "control")
-decode_demand: Decoder[messages.Demand] = Decoder(messages.Demand, "demand")
-decode_fleet: Decoder[messages.Fleet] = Decoder(messages.Fleet, "fleet")
-decode_host_beat: Decoder[messages.HostBeat] = Decoder(messages.HostBeat, "host beat")
-decode_events: Decoder[messages.Events] = Decoder(messages.Events, "events")
-decode_ask: Decoder[messages.Ask] = Decoder(messages.Ask, "ask")
-decode_answer: Decoder[messages.Answer] = Decoder(messages.Answer, "answer")
-decode_entry: Decoder[messages.AlgorithmEntry] = Decoder(messages.AlgorithmEntry, "directory entry")
+decode_call: Callable[[Buffer], messages.Call] = _decoder(messages.Call, "call")
+decode_reply: Callable[[Buffer], messages.Reply] = _decoder(messages.Reply, "reply")
+decode_control: Callable[[Buffer], messages.Control] = _decoder(messages.Control, "control")
+decode_demand: Callable[[Buffer], messages.Demand] = _decoder(messages.Demand, "demand")
+decode_fleet: Callable[[Buffer], messages.Fleet] = _decoder(messages.Fleet, "fleet")
+decode_host_beat: Callable[[Buffer], messages.HostBeat] = _decoder(messages.HostBeat, "host beat")
+decode_events: Callable[[Buffer], messages.Events] = _decoder(messages.Events, "events")
+decode_ask: Callable[[Buffer], messages.Ask] = _decoder(messages.Ask, "ask")
+decode_answer: Callable[[Buffer], messages.Answer] = _decoder(messages.Answer, "answer")
+decode_entry: Callable[[Buffer], messages.AlgorithmEntry] = _decoder(messages.AlgorithmEntry, "directory entry")

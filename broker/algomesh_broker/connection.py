@@ -25,7 +25,7 @@ from algomesh_broker.errors import BrokerError, Forbidden, PayloadTooLarge, Unau
 from algomesh_broker.identity import Identity
 from algomesh_broker.inbox import Inbox
 from algomesh_broker.link import Link
-from algomesh_broker.protocol import Message, format_publish
+from algomesh_broker.protocol import Message, Publisher, format_with_headers
 from algomesh_broker.retry import Retry, is_silence
 from algomesh_broker.subscription import Callback, Subscription
 from algomesh_observability.logger import get_logger
@@ -59,6 +59,7 @@ class Connection:
         self._link: Link | None = None
         self._sids = itertools.count(1)
         self._subscriptions: dict[int, Subscription] = {}
+        self._publisher = Publisher()
         self._out: list[bytes] = []
         self._kept_bytes = 0
         self._flushing = False
@@ -104,7 +105,12 @@ class Connection:
         """Send a message; never waits. Raises PayloadTooLarge, and Unreachable when too much is kept already."""
         if len(payload) > self.max_payload:
             raise PayloadTooLarge(len(payload), self.max_payload)
-        self._write(format_publish(subject, payload, reply, headers))
+        if headers is not None:
+            self._write(format_with_headers(subject, payload, reply, headers))
+        elif self._flushing:
+            self._out.append(self._publisher.format(subject, payload, reply))
+        else:
+            self._write(self._publisher.format(subject, payload, reply))
 
     def join(self, subject: str, callback: Callback, queue: str = "") -> Subscription:
         """Subscribe without waiting for the server's word; for subjects that are known to be allowed."""
@@ -223,8 +229,9 @@ class Connection:
         subscription = self._subscriptions.get(sid)
         if subscription is None:
             return
+        prefix = subscription.prefix
         is_read = message.headers is not None and not _OF_A_STREAM.isdisjoint(message.headers)
-        if not message.subject.startswith(subscription.prefix) or (subscription.prefix and is_read):
+        if not message.subject.startswith(prefix) or (is_read and prefix):
             log.warning("steered_message_ignored", subject=message.subject, subscription=subscription.subject)
             return
         try:

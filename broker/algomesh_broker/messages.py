@@ -3,6 +3,7 @@
 Fields are only ever appended, with defaults, since their order is the wire format;
 each message has a golden file in tests/wire/. Times are durations in milliseconds,
 never clock times, except in events, which are the record of when something happened.
+Those that a hop is made of are kept from the garbage collector (`gc=False`): none of them can hold itself.
 """
 
 from typing import Literal
@@ -24,7 +25,7 @@ class Claim(Struct, frozen=True, kw_only=True, array_like=True):
     chunks: int = 0
 
 
-class Call(Struct, frozen=True, kw_only=True, array_like=True, tag="call"):
+class Call(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="call"):
     """One run of one algorithm, asked for. The caller stands in the subject, not here.
 
     `payload` is raw: UTF-8 text, JSON, bytes, or an array's memory; for a tensor `detail`
@@ -64,7 +65,7 @@ class Call(Struct, frozen=True, kw_only=True, array_like=True, tag="call"):
     is_near: bool = False
 
 
-class Running(Struct, frozen=True, kw_only=True, array_like=True, tag="running"):
+class Running(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="running"):
     """An instance has this run: said after 100 ms, at once for a parked call, then once a second.
 
     `ready_ms` is how long the instance had been ready when it took the run, `start_ms` how long
@@ -81,7 +82,7 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True, tag="running")
     at: int = -1
 
 
-class Parked(Struct, frozen=True, kw_only=True, array_like=True, tag="parked"):
+class Parked(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="parked"):
     """A run waits with the stream: an instance had no slot within 50 ms, or found none for its pipeline's next step."""
 
     run: str
@@ -90,7 +91,7 @@ class Parked(Struct, frozen=True, kw_only=True, array_like=True, tag="parked"):
     at: int = -1
 
 
-class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
+class Result(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="result"):
     """A run's output. `queued_ms` is the wait for a slot, `compute_ms` the user code's own time, in all stages.
 
     `parts` is how many parts were sent before it, and -1 where the output is here.
@@ -115,7 +116,7 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     writers: list[str] = []
 
 
-class Part(Struct, frozen=True, kw_only=True, array_like=True, tag="part"):
+class Part(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="part"):
     """One of the values that a run yields, before its Result; `number` counts from 0."""
 
     run: str
@@ -128,7 +129,7 @@ class Part(Struct, frozen=True, kw_only=True, array_like=True, tag="part"):
     at: int = -1
 
 
-class HandedOver(Struct, frozen=True, kw_only=True, array_like=True, tag="handed-over"):
+class HandedOver(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="handed-over"):
     """A run that was said to run has gone on to the next step, `at`: whoever waits must not mourn it here."""
 
     run: str
@@ -157,7 +158,7 @@ class Failure(Struct, frozen=True, kw_only=True, array_like=True, tag="failure")
 Reply = Running | Parked | HandedOver | Part | Result | Failure
 
 
-class Cancel(Struct, frozen=True, kw_only=True, array_like=True, tag="cancel"):
+class Cancel(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="cancel"):
     """Sent to an instance: stop this run, `attempt` and lower ones; of a pipeline, its step `at`."""
 
     run: str
@@ -165,7 +166,7 @@ class Cancel(Struct, frozen=True, kw_only=True, array_like=True, tag="cancel"):
     at: int = -1
 
 
-class Credit(Struct, frozen=True, kw_only=True, array_like=True, tag="credit"):
+class Credit(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="credit"):
     """Sent to an instance that yields: parts below `upto` may be sent.
 
     The next step's instance, which reads them, says with its `session` and `call` where they go.
@@ -240,7 +241,7 @@ class HostBeat(Struct, frozen=True, kw_only=True, array_like=True, tag="host"):
     host: str = ""
 
 
-class RunEvent(Struct, frozen=True, kw_only=True, array_like=True, tag="run"):
+class RunEvent(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="run"):
     """What the ledger keeps of a run; a later event of the same (run, attempt) overwrites an earlier one.
 
     Clock times are seconds since the epoch, UTC; 0 means unknown.
@@ -264,7 +265,7 @@ class RunEvent(Struct, frozen=True, kw_only=True, array_like=True, tag="run"):
     error: str = ""
 
 
-class Events(Struct, frozen=True, kw_only=True, array_like=True, tag="events"):
+class Events(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="events"):
     """A batch of run events from one instance or one caller."""
 
     runs: list[RunEvent]

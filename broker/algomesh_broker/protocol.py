@@ -4,7 +4,9 @@ Source: https://docs.nats.io/reference/reference-protocols/nats-protocol. A payl
 out as bytes, or from 16 KiB on as a memoryview of what was read, without a copy.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
+
+from msgspec import Struct
 
 from algomesh_broker.errors import BadMessage, BadName
 
@@ -12,9 +14,10 @@ _CRLF = b"\r\n"
 _LONGEST_LINE = 64 * 1024
 _VIEW_FROM_BYTES = 16 * 1024
 NO_RESPONDERS = 503
+_MOST_CHECKED: Final = 4096
 
 
-class Message(NamedTuple):
+class Message(Struct, frozen=True, gc=False):
     """One message as a subscription's callback gets it; `status` is NATS' own, 503 for no responders."""
 
     subject: str
@@ -141,14 +144,32 @@ def parse_headers(raw: bytes) -> tuple[int, dict[str, str]]:
     return status, headers
 
 
-def format_publish(subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> bytes:
-    """PUB or HPUB with its payload, ready to be written. Raises BadName for what is no subject."""
+class Publisher:
+    """Formats what is published. The same few subjects come again and again, so what was checked is kept."""
+
+    def __init__(self) -> None:
+        self._checked: dict[tuple[str, str], bytes] = {}
+
+    def format(self, subject: str, payload: bytes, reply: str = "") -> bytes:
+        """PUB with its payload, ready to be written. Raises BadName for what is no subject."""
+        head = self._checked.get((subject, reply))
+        if head is None:
+            if len(self._checked) >= _MOST_CHECKED:
+                self._checked.clear()
+            head = self._checked[subject, reply] = b"PUB %b " % _address(subject, reply)
+        return b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+
+
+def _address(subject: str, reply: str) -> bytes:
+    """Where a message goes, as it is written. Raises BadName for what is no subject."""
     if " " in subject or " " in reply or not subject or not subject.isprintable() or not reply.isprintable():
         # nats-server would read what follows as commands of ours.
         raise BadName(f"{subject!r} with reply {reply!r}: a subject has no spaces, line breaks or control characters")
-    middle = f"{subject} {reply}" if reply else subject
-    if headers is None:
-        return b"PUB %b %d\r\n%b\r\n" % (middle.encode(), len(payload), payload)
+    return (f"{subject} {reply}" if reply else subject).encode()
+
+
+def format_with_headers(subject: str, payload: bytes, reply: str, headers: dict[str, str]) -> bytes:
+    """HPUB with its payload, ready to be written. Raises BadName for what is no subject."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"NATS/1.0\r\n{lines}\r\n".encode()
-    return b"HPUB %b %d %d\r\n%b%b\r\n" % (middle.encode(), len(head), len(head) + len(payload), head, payload)
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (_address(subject, reply), len(head), len(head) + len(payload), head, payload)

@@ -65,7 +65,7 @@ class AsyncClient:
 
     async def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
         """Run a pipeline; see `AsyncAlgo.pipe`."""
-        limit_s = check_timeout(timeout, self._timeout_s)
+        limit_s = self._timeout_s if timeout is None else check_timeout(timeout, self._timeout_s)
         if not comes_in_items(pipeline, value):
             return await self._transport.call(pipeline, encode_input(value), limit_s, self._origin)
         async with given(pipeline, value, limit_s) as (items, left_s):

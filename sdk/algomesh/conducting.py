@@ -57,19 +57,18 @@ class Trip(Struct, frozen=True, kw_only=True):
     is_near: bool = True
 
 
-class Tally:
+class Tally(Struct, eq=False):
     """What the calls of one journey took together; the names are of the last that answered."""
 
-    __slots__ = (
-        "algorithm", "attempts", "cached", "cold_s", "compute_ms", "instance", "queued_ms", "version", "writers",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.compute_ms = self.queued_ms = self.cold_s = 0.0
-        self.attempts = 1
-        self.cached: bool | None = None
-        self.algorithm = self.version = self.instance = ""
-        self.writers: set[str] = set()
+    compute_ms: float = 0.0
+    queued_ms: float = 0.0
+    cold_s: float = 0.0
+    attempts: int = 1
+    cached: bool | None = None
+    algorithm: str = ""
+    version: str = ""
+    instance: str = ""
+    writers: set[str] = set()
 
     def add(self, result: messages.Result, pending: Pending) -> None:
         """Count one chain that has ended."""
@@ -77,7 +76,8 @@ class Tally:
         self.queued_ms += result.queued_ms
         self.cold_s = max(self.cold_s, pending.cold_s)
         self.attempts = max(self.attempts, pending.call.attempt)
-        self.writers.update(result.writers)
+        if result.writers:
+            self.writers.update(result.writers)
         self.algorithm, self.version, self.instance = pending.answered_by(result.at), result.version, result.instance
         self.cached = result.cached and self.cached is not False
 
@@ -130,7 +130,7 @@ class Conductor:
             step = trip.route.steps[at]
             if isinstance(step, CallStep):
                 assert isinstance(content, Content)
-                if self._results is None or not is_kept(step):
+                if not step.cache_s or self._results is None or not is_kept(step):
                     return await self._send(trip, at, content, tally, run)
                 key = self._flight_key(trip, at, content)
                 if key is not None:
@@ -329,7 +329,8 @@ class Conductor:
         run = run or self.new_run()
         grant = b"" if trip.granted is None else trip.granted.token
         chain = self._chain(route, at, is_granted=bool(grant))
-        budget = await self.budget(trip.allowance, len(chain.stages))
+        runs = len(chain.stages)
+        budget = OWN_BUDGET // runs if trip.allowance is None else await self.budget(trip.allowance, runs)
         return Order(
             version=place.version,
             content=content,

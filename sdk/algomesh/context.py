@@ -146,27 +146,32 @@ class ChildAlgo(Handle):
         return running is host.loop
 
 
-_current: contextvars.ContextVar[RunContext | None] = contextvars.ContextVar("algomesh_run", default=None)
+class Entered(Protocol):
+    """A run whose context is made when its code asks for it."""
+
+    @property
+    def context(self) -> RunContext:
+        """The run, as the code inside it sees it."""
+        ...
+
+
+_current: contextvars.ContextVar[RunContext | Entered | None] = contextvars.ContextVar("algomesh_run", default=None)
 
 
 def current() -> RunContext:
     """The run this code is in; outside the mesh a stand-in, so that algorithms run as plain code too."""
-    context = _current.get()
+    context = entered()
     if context is None:
         context = RunContext(None, Origin("local", "local", "local", 0, 10_000, float("inf")))
     return context
 
 
-def enter(context: RunContext) -> contextvars.Token[RunContext | None]:
-    """Make `context` the current one; for the runtime."""
-    return _current.set(context)
-
-
-def leave(token: contextvars.Token[RunContext | None]) -> None:
-    """End what `enter` began; for the runtime."""
-    _current.reset(token)
+# Make a context, or a run that will have one, the current one, and end that; for the runtime.
+enter = _current.set
+leave = _current.reset
 
 
 def entered() -> RunContext | None:
     """The current context, or None outside a run; for the runtime."""
-    return _current.get()
+    inside = _current.get()
+    return inside if inside is None or isinstance(inside, RunContext) else inside.context

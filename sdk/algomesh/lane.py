@@ -54,6 +54,7 @@ class Lane:
         self._sent_chains: dict[int, tuple[Chain, str]] = {}
         self._fleet = FleetWatch(connection, self)
         self.claims = Claims(connection)
+        self._no_responders = subjects.no_responders(self._caller, session, "")
         self._tail = len(self._caller) + len(session) + 2
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -139,7 +140,8 @@ class Lane:
     def _register(self, order: Order) -> tuple[Pending, str]:
         version = order.version
         subject, chain = self._facts(order)
-        call_id = self._take_id()
+        # A number is used again and again: nats-server caches what it knows of a subject, and few are enough.
+        call_id = self._free_ids.pop() if self._free_ids else format(next(self._ids), "x")
         call = messages.Call(
             run=order.run,
             root=order.root,
@@ -165,8 +167,8 @@ class Lane:
             raise errors.PayloadTooLarge(
                 f"{PayloadTooLarge(order.content.size_bytes, limit)}; {_LARGE}", stage=str(version)
             )
-        pending = Pending(version, call, subject, order.deadline, chain, self._loop.create_future())
-        pending.on_part, pending.on_progress = order.on_part, order.on_progress
+        future = self._loop.create_future()
+        pending = Pending(version, call, subject, order.deadline, chain, future, order.on_part, order.on_progress)
         self._pending[call_id] = pending
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_sweep_every_s(1), self._sweep)
@@ -192,16 +194,11 @@ class Lane:
             known_chain = self._sent_chains[id(order.chain)] = order.chain, address(version, self._caller)
         return known_chain[1], order.chain
 
-    def _take_id(self) -> str:
-        """A call's number, used again and again: nats-server caches what it knows of a subject, and few are enough."""
-        return self._free_ids.pop() if self._free_ids else format(next(self._ids), "x")
-
     def _send(self, pending: Pending, envelope: bytes) -> None:
         """Publish on the live lane; while the server is away, the reconnect will send it."""
         pending.state, pending.instance, pending.at = SENT, "", pending.call.at
         if self._connection.is_connected:
-            reply = subjects.no_responders(self._caller, self._session, pending.call.call)
-            self._connection.publish(pending.subject, envelope, reply)
+            self._connection.publish(pending.subject, envelope, self._no_responders + pending.call.call)
 
     def _park(self, pending: Pending) -> None:
         """Nobody is there: leave it with the stream, and say that somebody waits."""
@@ -212,7 +209,7 @@ class Lane:
             self._connection,
             pending.subject,
             self._envelope(pending),
-            subjects.no_responders(self._caller, self._session, pending.call.call),
+            self._no_responders + pending.call.call,
             pending.deadline - self._loop.time(),
             version=pending.version,
             demander=self._caller,
@@ -265,11 +262,12 @@ class Lane:
         subject = message.subject
         call_id = subject.rpartition(".")[2]
         pending = self._pending.get(call_id)
+        is_of_server = subject.startswith("reply.none.")
         if pending is None:
-            if not subject.startswith("reply.none."):
+            if not is_of_server:
                 self._on_late_reply(message)
             return
-        if subject.startswith("reply.none."):
+        if is_of_server:
             self._on_server_word(pending, message)
             return
         if subject[: -self._tail - len(call_id)] not in pending.chain.answerers:

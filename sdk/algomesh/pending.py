@@ -13,6 +13,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import Struct
+
 from algomesh import errors
 from algomesh.chain import ANYWHERE, Chain
 from algomesh_broker.messages import Call, Part, Result, Running
@@ -29,57 +31,27 @@ OWN_FAULT: Final[dict[str, type[errors.MeshError]]] = {
 _IN_ORDER: Final = frozenset({"retired", "stopped"})
 
 
-class Pending:
+class Pending(Struct, eq=False):
     """One call under way. Times are the loop's, in seconds."""
 
-    __slots__ = (
-        "at",
-        "call",
-        "chain",
-        "cold_s",
-        "deadline",
-        "doubted_at",
-        "future",
-        "homeless_since",
-        "instance",
-        "losses",
-        "on_part",
-        "on_progress",
-        "parked_at",
-        "parts",
-        "state",
-        "subject",
-        "version",
-        "was_parked",
-    )
-
-    def __init__(
-        self,
-        version: VersionId,
-        call: Call,
-        subject: str,
-        deadline: float,
-        chain: Chain,
-        future: "asyncio.Future[Result]",
-    ) -> None:
-        self.version = version
-        self.call = call
-        self.subject = subject
-        self.deadline = deadline
-        self.chain = chain
-        self.future = future
-        self.at = ANYWHERE
-        self.state = SENT
-        self.instance = ""
-        self.losses = 0
-        self.parts = 0
-        self.was_parked = False
-        self.parked_at = 0.0
-        self.homeless_since = 0.0
-        self.cold_s = 0.0
-        self.doubted_at = 0.0
-        self.on_progress: Callable[[Running], None] | None = None
-        self.on_part: Callable[[Part], None] | None = None
+    version: VersionId
+    call: Call
+    subject: str
+    deadline: float
+    chain: Chain
+    future: "asyncio.Future[Result]"
+    on_part: Callable[[Part], None] | None = None
+    on_progress: Callable[[Running], None] | None = None
+    at: int = ANYWHERE
+    state: str = SENT
+    instance: str = ""
+    losses: int = 0
+    parts: int = 0
+    was_parked: bool = False
+    parked_at: float = 0.0
+    homeless_since: float = 0.0
+    cold_s: float = 0.0
+    doubted_at: float = 0.0
 
     @property
     def is_over_cleanly(self) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from algomesh_broker.errors import BadMessage, BadName
-from algomesh_broker.protocol import Message, Parser, format_publish, parse_headers
+from algomesh_broker.protocol import Message, Parser, Publisher, format_with_headers, parse_headers
 
 
 class Heard:
@@ -85,9 +85,15 @@ def test_a_status_and_its_words_are_read() -> None:
     assert parse_headers(b"NATS/1.0 404 No Messages\r\nX: y\r\n\r\n") == (404, {"Description": "No Messages", "X": "y"})
 
 
+def test_a_publish_is_formatted_alike_each_time() -> None:
+    publisher = Publisher()
+    for payload in (b"xyz", b"longer"):
+        assert publisher.format("a", payload, "r") == b"PUB a r %d\r\n%b\r\n" % (len(payload), payload)
+        assert publisher.format("a", payload) == b"PUB a %d\r\n%b\r\n" % (len(payload), payload)
+
+
 def test_a_publish_with_headers_counts_both_sizes() -> None:
-    assert format_publish("a", b"xyz", "r", None) == b"PUB a r 3\r\nxyz\r\n"
-    assert format_publish("a", b"xyz", "", {"K": "v"}) == b"HPUB a 18 21\r\nNATS/1.0\r\nK: v\r\n\r\nxyz\r\n"
+    assert format_with_headers("a", b"xyz", "", {"K": "v"}) == b"HPUB a 18 21\r\nNATS/1.0\r\nK: v\r\n\r\nxyz\r\n"
 
 
 @pytest.mark.parametrize(
@@ -95,4 +101,6 @@ def test_a_publish_with_headers_counts_both_sizes() -> None:
 )
 def test_a_subject_that_would_carry_commands_is_refused(subject: str, reply: str) -> None:
     with pytest.raises(BadName, match="no spaces"):
-        format_publish(subject, b"", reply, None)
+        Publisher().format(subject, b"", reply)
+    with pytest.raises(BadName, match="no spaces"):
+        format_with_headers(subject, b"", reply, {})

@@ -222,7 +222,7 @@ def job(run: str, text: str = "a", depth: int = 0) -> Job:
         run=run, root=run, root_caller="k~a", session="s", call="c", time_left_ms=1000, depth=depth,
         content_type="text", payload=payload,
     )  # fmt: skip
-    return Job(call, "call.t.a.1_0_0.k~a", "k~a", 0.0)
+    return Job.of(call, "call.t.a.1_0_0.k~a", "k~a", 0.0)
 
 
 def test_the_same_joins_what_runs_and_ends_with_it() -> None:

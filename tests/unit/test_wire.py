@@ -1,6 +1,7 @@
 """The wire format: bytes that were agreed on stay what they are, and still say the same."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from tests.wire.examples import EXAMPLES, FOLDER, read
 
 NAMES = sorted(EXAMPLES)
 ARRAYS = [name for name in NAMES if EXAMPLES[name].__struct_config__.array_like]
-DECODERS: dict[str, codec.Decoder[Any]] = {
+DECODERS: dict[str, Callable[[bytes], Any]] = {
     "call": codec.decode_call,
     **dict.fromkeys(("running", "parked", "handed-over", "part", "result", "failure"), codec.decode_reply),
     **dict.fromkeys(("cancel", "credit", "forget"), codec.decode_control),

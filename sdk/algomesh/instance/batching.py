@@ -165,7 +165,6 @@ class Batcher:
 
     def _context_of(self, jobs: list[Job]) -> RunContext:
         first = jobs[0].context
-        assert first is not None
         limit = min(job.limit for job in jobs)
         if len(jobs) == 1:
             first.origin = first.origin._replace(deadline=limit)

@@ -5,7 +5,6 @@ instances that are free, so there it is zero.
 """
 
 from collections import deque
-from statistics import median
 
 BACKLOG_S = 0.005
 LONGEST_BACKLOG = 256
@@ -16,7 +15,7 @@ class Capacity:
     """Counts what runs, and learns how long a run takes.
 
     `at_once` is how many of the slots make progress at a time, where that is not all of them: with batches a run's
-    time is its share of one, and most slots hold what gathers for the next.
+    time is its share of one, and most slots hold what gathers for the next. `median_s` is 0 until runs were observed.
     """
 
     def __init__(self, slots: int, at_once: int | None = None) -> None:
@@ -24,7 +23,7 @@ class Capacity:
         self._at_once = slots if at_once is None else at_once
         self.taken = 0
         self.backlog_limit = 0
-        self.median_s: float | None = None
+        self.median_s = 0.0
         self._took: deque[float] = deque(maxlen=_SAMPLES)
         self._since = 0
 
@@ -47,7 +46,7 @@ class Capacity:
         self._since += 1
         if self._since >= _EVERY:
             self._since = 0
-            self.median_s = median(self._took)
+            self.median_s = sorted(self._took)[len(self._took) // 2]
             fits = int(self._at_once * BACKLOG_S / max(self.median_s, 1e-6))
             self.backlog_limit = min(LONGEST_BACKLOG, fits) if self.median_s < BACKLOG_S else 0
 

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from algomesh.content import Content
 from algomesh.instance.job import Job
 from algomesh.result_cache import digest_of
+from algomesh_broker.route import Place
 
 _MOST_WAITING: Final = 1024
 _Key = tuple[str, int]
@@ -31,6 +32,14 @@ class Coalescing:
         self._cache_s = cache_s
         self._firsts: dict[_Key, First] = {}
         self._keys: dict[str, _Key] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything runs that others wait for, or may come to wait for."""
+        return bool(self._keys)
+
+    def may_join(self, place: Place | None) -> bool:
+        """Whether what runs at this place of a route, or alone, is a result to be kept."""
+        return bool(self._cache_s) if place is None or place.step.cache_s is None else bool(place.step.cache_s)
 
     def joins(self, job: Job) -> bool:
         """Whether `job` waits for one like it from now on; else it is to run, and others may join it."""

@@ -7,7 +7,10 @@ hops), and for as long as the stream takes to answer where it had to be parked.
 
 import asyncio
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from algomesh import errors
 from algomesh.content import Content
@@ -26,7 +29,7 @@ log = get_logger("algomesh.forwarding")
 _CONFIRM_S: Final = 0.02
 
 
-class _Kept(NamedTuple):
+class _Kept(Struct, frozen=True):
     """A hop that may have to be parked."""
 
     version: VersionId
@@ -69,32 +72,20 @@ class Forwarder:
         subject = self._subjects.get(version)
         if subject is None:
             subject = self._subjects[version] = subjects.hop(version, self._me)
-        onward = messages.Call(
-            run=call.run,
-            root=call.root,
-            parent=call.parent,
-            root_caller=call.root_caller,
-            attempt=call.attempt,
-            session=call.session,
-            call=call.call,
+        onward = replace(
+            call,
             time_left_ms=max(1, int((job.deadline - self._loop.time()) * 1000)),
-            depth=call.depth,
-            budget=call.budget,
             content_type=output.content_type,
             detail=output.detail,
             payload=memoryview(output.payload),
-            traceparent=call.traceparent,
-            grant=call.grant,
             at=at,
             reply_to=job.caller,
-            credit=call.credit,
             spent_ms=spent_ms,
             feed=feed,
             writers=job.writers,
-            is_near=call.is_near,
         )
         envelope = codec.encode(onward)
-        ticket = self._take_ticket()
+        ticket = self._free.pop() if self._free else self._new_ticket()
         try:
             self._connection.publish(subject, envelope, ticket)
         except PayloadTooLarge as error:
@@ -108,9 +99,7 @@ class Forwarder:
         """Return when every hop has found somebody, or lies with the stream."""
         await self._idle.wait()
 
-    def _take_ticket(self) -> str:
-        if self._free:
-            return self._free.pop()
+    def _new_ticket(self) -> str:
         self._count += 1
         return f"{self._inbox}.{self._count}"
 

@@ -30,6 +30,7 @@ log = get_logger("algomesh.intake")
 WAIT_FOR_SLOT_S: Final = 0.05
 _PULL_S: Final = 30.0
 _ACK_WAIT_S: Final = 5.0
+_MOST_KNOWN: Final = 4096
 _ACK, _NAK = b"+ACK", b"-NAK"
 _PULL = msgspec.json.encode({"batch": 1, "expires": int(_PULL_S * 1e9)})
 _POLL = msgspec.json.encode({"batch": 1, "no_wait": True})
@@ -63,6 +64,8 @@ class Intake:
         self._inbox = connection.identity.inbox
         self._parked_prefixes = (f"park.call.{version.tokens}.", f"park.hop.{version.tokens}.")
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}"
+        self._subjects: dict[str, tuple[bool, str]] = {}
+        self._tokens: set[tuple[str, str]] = set()
         self._joined: list[Subscription] = []
         self._backlog: deque[Job] = deque()
         self._resuming: deque[asyncio.Future[None]] = deque()
@@ -119,17 +122,20 @@ class Intake:
             return
         if job is None:
             return
+        capacity = self._capacity
         if self._draining:
             self.park(job)
-        elif self._capacity.free > 0 and not self._reserved:
-            self._begin(job)
-        elif len(self._backlog) < self._capacity.backlog_limit:
+        elif capacity.taken < capacity.slots and not self._reserved:
+            job.has_slot = True
+            capacity.taken += 1
+            self._start(job)
+        elif len(self._backlog) < capacity.backlog_limit:
             self._backlog.append(job)
             if self._sweeping is None:
                 self._sweeping = self._loop.call_later(WAIT_FOR_SLOT_S / 2, self._sweep)
         else:
             self.park(job)
-        if self._joined and self._capacity.is_full(len(self._backlog)):
+        if capacity.taken >= capacity.slots and self._joined and capacity.is_full(len(self._backlog)):
             self._leave()
 
     def _read(self, message: Message, subject: str, now: float, *, waited_ms: float = -1.0) -> Job | None:
@@ -139,15 +145,19 @@ class Intake:
         of what it says.
         """
         call = codec.decode_call(message.data)
-        if not (is_token(call.session) and is_token(call.call)):
-            raise BadMessage("its session or its call's number is not a token")
+        if (call.session, call.call) not in self._tokens:
+            self._check_tokens(call)
         is_parked = waited_ms >= 0
         if is_parked:
             call = replace(call, time_left_ms=max(0, call.time_left_ms - int(waited_ms)))
-        sender = subject.rpartition(".")[2]
-        if call.at < 0 and subject.startswith("call."):
-            return Job(call, subject, sender, now, is_parked=is_parked)
-        is_hop = subject.startswith("hop.")
+        known = self._subjects.get(subject)
+        if known is None:
+            if len(self._subjects) >= _MOST_KNOWN:
+                self._subjects.clear()
+            known = self._subjects[subject] = subject.startswith("hop."), subject.rpartition(".")[2]
+        is_hop, sender = known
+        if call.at < 0 and not is_hop:
+            return Job.of(call, subject, sender, now, is_parked=is_parked)
         waits = call.reply_to if is_hop else sender
         try:
             granted, place = self._grants.check_hop(call.grant, call.at, sender, waits, time.time())
@@ -157,13 +167,21 @@ class Intake:
             if is_hop:
                 self._refuse_hop(subject, str(error))
             else:
-                self._refuse(Job(call, subject, sender, now, is_parked=is_parked), error.code, str(error))
+                self._refuse(Job.of(call, subject, sender, now, is_parked=is_parked), error.code, str(error))
             return None
-        return Job(call, subject, waits, now, is_parked=is_parked, granted=granted, place=place)
+        return Job.of(call, subject, waits, now, is_parked=is_parked, granted=granted, place=place)
+
+    def _check_tokens(self, call: messages.Call) -> None:
+        """See that an answer's subject can be made of what the call says; the same few come again and again."""
+        if not (is_token(call.session) and is_token(call.call)):
+            raise BadMessage("its session or its call's number is not a token")
+        if len(self._tokens) >= _MOST_KNOWN:
+            self._tokens.clear()
+        self._tokens.add((call.session, call.call))
 
     def _begin(self, job: Job) -> None:
         job.has_slot = True
-        self._capacity.take()
+        self._capacity.taken += 1
         self._start(job)
 
     def _sweep(self) -> None:
@@ -182,15 +200,28 @@ class Intake:
         if not job.has_slot:
             return
         job.has_slot = False
-        self._capacity.give()
+        self._capacity.taken -= 1
+        if self._joined:
+            return
         others_first = self._draining or self._parked_wait or self._resuming
-        if not self._joined and not others_first and self._capacity.has_eased(len(self._backlog)):
+        if not others_first and self._capacity.has_eased(len(self._backlog)):
             self._join()
 
     def serve(self) -> None:
         """Fill free slots: runs that wait to go on, then parked calls, then the backlog."""
         if self._serving:
             return
+        if self._resuming or self._parked_wait or self._backlog:
+            self._fill()
+        capacity = self._capacity
+        if self._draining or self._reserved or capacity.taken >= capacity.slots:
+            return
+        if not self._joined and capacity.has_eased(len(self._backlog)):
+            self._join()
+        if not self._is_pulling or self._loop.time() >= self._pull_until:
+            self._pull()
+
+    def _fill(self) -> None:
         self._serving = True
         try:
             while self._capacity.free > 0 and not self._reserved:
@@ -209,11 +240,6 @@ class Intake:
                     break
         finally:
             self._serving = False
-        if self._draining or self._reserved or self._capacity.free <= 0:
-            return
-        if not self._joined and self._capacity.has_eased(len(self._backlog)):
-            self._join()
-        self._pull()
 
     async def take_slot(self, job: Job) -> None:
         """Wait until `job`, which had given its slot back, has one again."""
@@ -252,11 +278,8 @@ class Intake:
 
     def _pull(self) -> None:
         """Keep a standing pull open: the stream answers it when something is parked."""
-        now = self._loop.time()
-        if self._is_pulling and now < self._pull_until:
-            return
         self._is_pulling = True
-        self._pull_until = now + _PULL_S + 1
+        self._pull_until = self._loop.time() + _PULL_S + 1
         self._connection.publish(self._next_pull, _PULL, f"{self._inbox}.pull")
 
     def _poll(self) -> None:

@@ -1,10 +1,13 @@
 """One call inside an instance, from its arrival to its end."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
 
 from algomesh.allowance import Allowance
-from algomesh.context import RunContext
+from algomesh.context import Host, RunContext
+from algomesh.transport import Origin
 from algomesh_broker.grants import Granted
 from algomesh_broker.messages import Call
 from algomesh_broker.route import END, Place
@@ -14,49 +17,50 @@ if TYPE_CHECKING:
     from algomesh.instance.outflow import Outflow
 
 
-class Job:
+class Job(Struct, eq=False):
     """A call that this instance has. Times are the loop's, in seconds.
 
     `caller` waits for the answer: the subject's caller, or for a hop who the route says. `run` is this run's own
     id: the call's, or for a step of a pipeline one made of it. `granted` and `place` are set for such a step,
     and `next` is the one that comes after it, END when the answer goes to the caller. `is_cached` says that its output
-    is that of another run.
+    is that of another run. `reader` is who reads the parts: caller, session, call.
     """
 
-    __slots__ = (
-        "abandoned_at",
-        "allowance",
-        "arrived",
-        "call",
-        "caller",
-        "calling",
-        "cold_ms",
-        "context",
-        "deadline",
-        "gone",
-        "granted",
-        "has_slot",
-        "inflow",
-        "is_cached",
-        "is_over",
-        "is_parked",
-        "is_unread",
-        "limit",
-        "next",
-        "outflow",
-        "place",
-        "reader",
-        "run",
-        "said_at",
-        "started",
-        "started_at",
-        "subject",
-        "task",
-        "writers",
-    )
+    call: Call
+    subject: str
+    caller: str
+    arrived: float
+    deadline: float
+    run: str
+    next: int
+    writers: list[str]
+    is_parked: bool = False
+    granted: Granted | None = None
+    place: Place | None = None
+    cold_ms: float = 0.0
+    started: float = 0.0
+    started_at: float = 0.0
+    limit: float = 0.0
+    said_at: float = 0.0
+    abandoned_at: float = 0.0
+    has_slot: bool = False
+    is_cached: bool = False
+    is_over: bool = False
+    is_unread: bool = False
+    gone: int = 0
+    calling: set[asyncio.Task[Any]] = set()
+    inflow: "Inflow | None" = None
+    outflow: "Outflow | None" = None
+    reader: tuple[str, str, str] | None = None
+    task: "asyncio.Task[None] | None" = None
+    host: Host | None = None
+    algorithm: str = ""
+    _allowance: Allowance | None = None
+    _context: RunContext | None = None
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         call: Call,
         subject: str,
         caller: str,
@@ -65,31 +69,28 @@ class Job:
         is_parked: bool = False,
         granted: Granted | None = None,
         place: Place | None = None,
-    ) -> None:
-        self.call = call
-        self.subject = subject
-        self.caller = caller
-        self.arrived = now
-        self.deadline = now + call.time_left_ms / 1000
-        self.is_parked = is_parked
-        self.cold_ms = 0.0
-        self.started = 0.0
-        self.started_at = 0.0
-        self.limit = 0.0
-        self.said_at = 0.0
-        self.abandoned_at = 0.0
-        self.has_slot = False
-        self.granted, self.place = granted, place
-        self.next = END if place is None else place.next
-        self.is_cached = False
-        self.run = call.run if place is None else f"{call.run}-{call.at}"
-        self.allowance = Allowance(call.root, call.budget)
-        self.inflow: Inflow | None = None
-        self.outflow: Outflow | None = None
-        self.reader: tuple[str, str, str] | None = None  # who reads the parts: caller, session, call
-        self.writers = call.writers
-        self.is_over = self.is_unread = False
-        self.calling: set[asyncio.Task[Any]] = set()
-        self.gone = 0
-        self.task: asyncio.Task[None] | None = None
-        self.context: RunContext | None = None
+    ) -> Self:
+        """The job in a call that has just come."""
+        deadline = now + call.time_left_ms / 1000
+        if place is None:
+            return cls(call, subject, caller, now, deadline, call.run, END, call.writers, is_parked)
+        run = f"{call.run}-{call.at}"
+        return cls(call, subject, caller, now, deadline, run, place.next, call.writers, is_parked, granted, place)
+
+    @property
+    def allowance(self) -> Allowance:
+        """What is left of its budget; made when it is first asked for, since few runs lead to others."""
+        if self._allowance is None:
+            self._allowance = Allowance(self.call.root, self.call.budget)
+        return self._allowance
+
+    @property
+    def context(self) -> RunContext:
+        """What its code may know of it; made when it is first asked for, in the loop's thread or before its own."""
+        if self._context is None:
+            call = self.call
+            origin = Origin(self.run, call.root, call.root_caller, call.depth, call.budget, self.limit, self.allowance)
+            self._context = RunContext(
+                self.host, origin, parent=call.parent, caller=self.caller, algorithm=self.algorithm
+            )
+        return self._context

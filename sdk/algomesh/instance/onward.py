@@ -52,10 +52,14 @@ class Onward:
 
     def finish(self, job: Job, outcome: Outcome, took_s: float) -> None:
         """The code of `job` has come to its end, after `took_s` seconds."""
-        if isinstance(outcome, content.Content) and is_large(outcome):
+        if not isinstance(outcome, content.Content):
+            self._answers.fail(job, outcome, took_s)
+        elif is_large(outcome):
             self._see_to(self._keep(job, outcome, took_s), f"keep-{job.run}")
+        elif job.next == END:
+            self._answers.answer(job, outcome, took_s)
         else:
-            self._settle(job, outcome, took_s)
+            self._go_on(job, outcome, took_s)
 
     def _see_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Something that ends soon, and that draining waits for."""
@@ -65,29 +69,25 @@ class Onward:
 
     async def _keep(self, job: Job, output: content.Content, took_s: float) -> None:
         """Put a large output where its reader can fetch it, and go on with its claim."""
-        outcome: Outcome
         try:
-            outcome = await self.joiner.keep(job, output)
+            claim = await self.joiner.keep(job, output)
         except errors.MeshError as error:
-            outcome = error
-        self._settle(job, outcome, took_s)
-
-    def _settle(self, job: Job, outcome: Outcome, took_s: float) -> None:
-        """The outcome goes to the next step, or to who waits."""
-        if job.next != END and isinstance(outcome, content.Content):
-            self._go_on(job, outcome, took_s)
+            self._answers.fail(job, error, took_s)
         else:
-            self._answers.answer(job, outcome, took_s)
+            self.finish(job, claim, took_s)
 
     def _go_on(self, job: Job, output: content.Content, took_s: float) -> None:
         """The output is the next step's input, or that of several which are joined here."""
         assert job.granted is not None
         job.is_cached = False
         spent_ms = job.call.spent_ms + took_s * 1000
-        if isinstance(job.granted.route.steps[job.next], CallStep):
+        step = job.granted.route.steps[job.next]
+        if not isinstance(step, CallStep):
+            self.joiner.begin(job, output, spent_ms, took_s)
+        elif step.cache_s:
             self._hand_on(job, job.next, output, spent_ms, took_s)
         else:
-            self.joiner.begin(job, output, spent_ms, took_s)
+            self._send_on(job, job.next, output, spent_ms, took_s)
 
     def _hand_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
         """On to step `at`, or to what follows it where its result is kept."""

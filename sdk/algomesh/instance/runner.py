@@ -33,7 +33,6 @@ from algomesh.instance.watch import WatchWriter
 from algomesh.pipeline import Pipeline
 from algomesh.response import Response
 from algomesh.result_stream import Tell
-from algomesh.transport import Origin
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection, Message
@@ -49,6 +48,7 @@ GRACE_S: Final = 2.0
 STUCK_CODE: Final = 74
 _SWEEP_S: Final = 0.05
 _GONE_TWICE: Final = 3
+_MAY_BE_CLAIMED: Final = frozenset({"claim", "bundle"})
 
 
 class Runner:
@@ -66,7 +66,8 @@ class Runner:
         self._boot = boot
         self._watch = watch
         self._function: Callable[[Any], Any] = algorithm.loaded()
-        self._read = algorithm.signature.read
+        self._read, self._yields = algorithm.signature.read, algorithm.yields
+        self._timeout_s = boot.options.timeout_s
         self._read_item = algorithm.signature.read_item if algorithm.item_taken is not None else None
         together = 2 * algorithm.options.batch_max or 1  # a batch runs while the next one gathers
         self._capacity = Capacity(boot.options.concurrency * together, boot.options.concurrency)
@@ -125,46 +126,45 @@ class Runner:
     def _start(self, job: Job) -> None:
         """Run a job that has its slot."""
         known = self._jobs.get(job.run)
-        if known is not None and known.outflow is not None and known.call.attempt < job.call.attempt:
-            # Its parts went to somebody who is gone: what yields begins anew.
-            self._yielding.abandon(known, errors.Cancelled("it was sent again"))
-            known.abandoned_at = self.loop.time()
-        elif known is not None:
-            self._adopt(known, job)
+        if known is not None and self._adopts(known, job):
             return
         now = self.loop.time()
-        if now >= job.deadline:
-            self._end_slot(job)
+        if now + self._capacity.median_s >= job.deadline and self._comes_too_late(job, now):
             return
-        if self._comes_too_late(job, now):
-            return
-        if is_claimed(job.call.content_type, job.call.payload):
+        if job.call.content_type in _MAY_BE_CLAIMED and is_claimed(job.call.content_type, job.call.payload):
             self._fetch(job, now)
             return
         job.started, job.started_at = now, time.time()
-        if not self._algorithm.yields and self._same.joins(job):
+        place = job.place
+        if self._same.may_join(place) and not self._yields and self._same.joins(job):
             self._wait_for_same(job, now)
             return
-        timeout_s = self._boot.options.timeout_s
-        if job.place is not None and job.place.step.timeout_s is not None:
-            timeout_s = min(timeout_s or job.place.step.timeout_s, job.place.step.timeout_s)
+        timeout_s = self._timeout_s
+        if place is not None and place.step.timeout_s is not None:
+            timeout_s = min(timeout_s or place.step.timeout_s, place.step.timeout_s)
         job.limit = job.deadline if timeout_s is None else min(job.deadline, now + timeout_s)
-        job.context = self._context_of(job)
+        job.host, job.algorithm = self, self._stage
         if job.cold_ms:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
         self._jobs[job.run] = job
         self._watch.begin(job.run, int((job.limit + GRACE_S) * 1e9))
-        if self._algorithm.yields:
+        if self._dispatch.mode == "inline":
+            began = time.perf_counter()  # the loop's clock is one of milliseconds
+            self._done(job, self._work(job), time.perf_counter() - began)
+        else:
+            self._start_beside(job, now)
+
+    def _start_beside(self, job: Job, now: float) -> None:
+        """Run what is not over at once: in a thread, in a task or in a batch."""
+        job.context  # noqa: B018  # made here, since it is this thread's to make
+        if self._yields:
             try:
                 self._yielding.open(job)
             except errors.MeshError as error:
                 self._done(job, error, 0.0)
                 return
-        if job.call.feed and self._algorithm.item_taken is not None:
+        if job.call.feed and self._read_item is not None:
             job.inflow = self._feeds.open(job)
-        if self._dispatch.mode == "inline":
-            self._done(job, self._work(job), self.loop.time() - now)
-            return
         if job.is_parked:
             self._say_running(job, now)
         self._answers.began(job)
@@ -179,7 +179,10 @@ class Runner:
 
     def _comes_too_late(self, job: Job, now: float) -> bool:
         """A child, or a later step, that cannot end in time by all that is known does not begin."""
-        usual_s, left_s = self._capacity.median_s or 0.0, job.deadline - now
+        usual_s, left_s = self._capacity.median_s, job.deadline - now
+        if left_s <= 0:
+            self._end_slot(job)
+            return True
         if left_s >= usual_s or (job.call.depth == 0 and job.call.at <= 0):
             return False
         late = f"{left_s:.3g} s were left for it, and its runs take {usual_s:.3g} s; {_MORE_TIME}"
@@ -227,17 +230,18 @@ class Runner:
         else:
             self._start(job)
 
-    def _context_of(self, job: Job) -> RunContext:
-        call = job.call
-        origin = Origin(job.run, call.root, call.root_caller, call.depth, call.budget, job.limit, job.allowance)
-        return RunContext(self, origin, parent=call.parent, caller=job.caller, algorithm=self._stage)
-
-    def _adopt(self, known: Job, job: Job) -> None:
+    def _adopts(self, known: Job, job: Job) -> bool:
         """The same run again, since its sender thought it lost: go on with the one, answer to the newer attempt."""
+        if known.outflow is not None and known.call.attempt < job.call.attempt:
+            # Its parts went to somebody who is gone: what yields begins anew.
+            self._yielding.abandon(known, errors.Cancelled("it was sent again"))
+            known.abandoned_at = self.loop.time()
+            return False
         if job.call.attempt > known.call.attempt:
             known.call = job.call
         self._end_slot(job)
         self._say_running(known, self.loop.time())
+        return True
 
     def _end_slot(self, job: Job) -> None:
         self._intake.give_slot(job)
@@ -247,15 +251,14 @@ class Runner:
 
     def _work(self, job: Job) -> Outcome:
         """Read the input, run the code, encode the output; whatever goes wrong becomes an error."""
-        assert job.context is not None
-        token = enter(job.context)
+        token = enter(job)
         try:
             try:
                 value = self._input(job)
             except errors.BadInput as error:
                 return error
             output = self._function(value)
-            return self._yielding.send(job, output) if self._algorithm.yields else content.encode(output)
+            return self._yielding.send(job, output) if self._yields else content.encode(output)
         except BaseException as error:  # whatever user code raises, SystemExit too, is its caller's to know
             return error_of(error)
         finally:
@@ -263,8 +266,7 @@ class Runner:
 
     def _input(self, job: Job) -> Any:
         """The value that the code gets. Raises BadInput."""
-        call, algorithm = job.call, self._algorithm
-        read = self._read_item
+        call, algorithm, read = job.call, self._algorithm, self._read_item
         if read is None:
             return self._read(call.content_type, call.detail, call.payload)
         if job.inflow is not None:
@@ -279,13 +281,12 @@ class Runner:
         return partial(self._done, job, outcome, time.perf_counter() - began, time.thread_time() - began_cpu)
 
     async def _await(self, job: Job) -> None:
-        assert job.context is not None
         began = self.loop.time()
-        token = enter(job.context)
+        token = enter(job)
         outcome: Outcome
         try:
             output = self._function(self._input(job))
-            if self._algorithm.yields:
+            if self._yields:
                 outcome = await self._yielding.send_async(job, output)
             else:
                 outcome = content.encode(await output)
@@ -306,7 +307,7 @@ class Runner:
         self._intake.give_slot(job)
         if job.inflow is not None:
             job.inflow.close()
-        first = self._same.end(job)
+        first = self._same.end(job) if self._same else None
         if first is not None and isinstance(outcome, content.Content):
             self._onward.results.put(self._version, first.digest, outcome, first.cache_s)
         if job.abandoned_at:
@@ -376,7 +377,7 @@ class Runner:
         first = self._same.end(job)
         if first is not None:
             self._share(first.waiting, error)
-        if job.context is not None:
+        if job.host is not None:
             job.context.cancelled = True
         if job.task is not None:
             job.task.cancel()
