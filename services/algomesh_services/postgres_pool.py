@@ -8,12 +8,16 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
 import asyncpg
 import structlog
 
+from algomesh_services.courtesy import give_way
+
 Row: TypeAlias = asyncpg.Record
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Session: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}", re.ASCII)
@@ -21,6 +25,12 @@ _AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalC
 _REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 1.0
+_MIGRATION_S: Final = 3_600.0  # an index over all that was ever kept
+# Over a unix socket only; the second is what the process calls itself.
+_BACKEND: Final = (
+    "SELECT pg_backend_pid(), format('%s %s [local]', session_user, current_database()) "
+    "WHERE inet_client_addr() IS NULL"
+)
 
 
 class StoreAway(Exception):
@@ -29,6 +39,10 @@ class StoreAway(Exception):
 
 class BadRows(StoreAway):
     """PostgreSQL refuses these values, and would again."""
+
+
+class DoubledRows(BadRows):
+    """A row with the same key is there already."""
 
 
 class PostgresPool:
@@ -48,11 +62,14 @@ class PostgresPool:
         migrate_lock: int,
         size: int,
         statement_s: float,
+        gives_way: bool = False,
     ) -> Self:
         """Connect, at most `size` times, and run those of `migrations` that the schema has not seen.
 
-        A statement may take `statement_s` seconds. `migrate_lock` is the number of an advisory lock, which all
-        programs on one database share: it keeps two of this program from migrating at once.
+        A statement may take `statement_s` seconds, a migration an hour. `migrate_lock` is the number of an advisory
+        lock, which all programs on one database share: it keeps two of this program from migrating at once. With
+        `gives_way` a server on this machine works for this pool when nobody else wants the processor (courtesy.py).
+        What a statement changes in its session (SET, LISTEN) stays when the session is given back.
         Raises StoreAway; ValueError for a bad schema name.
         """
         if not _SCHEMA.fullmatch(schema):
@@ -65,6 +82,8 @@ class PostgresPool:
                 timeout=_CONNECT_S,
                 command_timeout=statement_s,
                 server_settings={"search_path": schema, "application_name": f"algomesh-{program}"},
+                init=_give_way if gives_way else None,
+                reset=_leave_as_it_is,
             )
         opened = cls(pool, dsn, statement_s)
         try:
@@ -122,6 +141,14 @@ class PostgresPool:
                 connection.terminate()
 
 
+async def copy(session: Session, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Add these rows, or none of them. Raises BadRows, within `session` DoubledRows too."""
+    try:
+        await session.copy_records_to_table(table, columns=columns, records=rows)
+    except (OverflowError, TypeError, ValueError) as error:  # a value that cannot even be sent; elsewhere a DataError
+        raise BadRows(_sentence(error)) from error
+
+
 async def _migrate(session: Session, schema: str, migrations: Sequence[str], lock: int) -> list[int]:
     """Bring the schema up to date; the numbers of what was run."""
     await session.execute("SELECT pg_advisory_xact_lock($1)", lock)
@@ -130,15 +157,34 @@ async def _migrate(session: Session, schema: str, migrations: Sequence[str], loc
     done = await session.fetchval("SELECT coalesce(max(number) + 1, 0) FROM migrations")
     missing = list(range(done, len(migrations)))
     for number in missing:
-        await session.execute(migrations[number])
+        await session.execute(migrations[number], timeout=_MIGRATION_S)
         await session.execute("INSERT INTO migrations VALUES ($1)", number)
     return missing
+
+
+async def _leave_as_it_is(_: Connection) -> None:
+    """In place of four statements whenever a session is given back; asyncpg itself ends an open transaction."""
+
+
+async def _give_way(connection: Connection) -> None:
+    for pid, title in await connection.fetch(_BACKEND):
+        await asyncio.to_thread(_give_way_as, pid, title)
+
+
+def _give_way_as(pid: int, title: str) -> None:
+    """The process works less for us, if it is that backend: in another pid namespace the number is somebody else's."""
+    with contextlib.suppress(OSError):
+        said = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        if said.startswith("postgres: ") and title in said:
+            give_way(pid)
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except asyncpg.UniqueViolationError as error:
+        raise DoubledRows(_sentence(error)) from error
     except _REFUSED as error:
         raise BadRows(_sentence(error)) from error
     except _AWAY as error:

@@ -16,12 +16,15 @@ from msgspec.structs import replace
 
 from algomesh_broker import messages, subjects
 from algomesh_broker.codec import encode
+from algomesh_broker.connection import Message
 from algomesh_broker.messages import RunEvent
 from algomesh_broker.server import NatsServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.ledger import events
+from algomesh_services.ledger.feed import Feed
+from algomesh_services.ledger.migrations import MIGRATIONS
 from algomesh_services.ledger.service import serve
-from algomesh_services.ledger.store import Store
+from algomesh_services.ledger.store import _LATEST, _LOST, _OF_ALGORITHM, _OF_ROOT, Store
 from algomesh_services.local.postgres import Postgres
 from algomesh_services.postgres_pool import BadRows
 from tests.conditions import until
@@ -214,6 +217,26 @@ async def test_a_stream_that_was_deleted_is_made_again(mesh: Ledgers) -> None:
         await _eventually(is_kept, 20)
 
 
+async def test_a_consumer_that_was_deleted_without_a_word_is_made_again(
+    mesh: Ledgers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hear_messages_only(self: Feed, message: Message) -> None:
+        if message.reply:
+            hear(self, message)
+
+    hear = Feed._on_message
+    monkeypatch.setattr(Feed, "_on_message", hear_messages_only)
+    monkeypatch.setattr("algomesh_services.ledger.feed._PULL_S", 0.2)
+    async with mesh.running():
+        mesh.tell(run_event("before"))
+        await mesh.until_state("before", "succeeded")
+
+        await mesh.connection.request("$JS.API.CONSUMER.DELETE.events.ledger", b"")
+        mesh.tell(run_event("after"))
+
+        await mesh.until_state("after", "succeeded")
+
+
 async def test_runs_in_an_instance_that_died_are_lost(mesh: Ledgers) -> None:
     async with mesh.running():
         mesh.tell(run_event("dead", state="running"), run_event("alive", state="running", instance="host-2"))
@@ -320,6 +343,154 @@ async def test_rows_that_the_database_refuses_do_not_take_others_with_them(
         await mesh.until_state("last", "succeeded")
 
         assert len(await mesh.rows()) == 21
+
+
+async def test_rows_that_the_database_refuses_are_found_whether_others_are_new_or_known(
+    mesh: Ledgers, postgres: str, store: Store
+) -> None:
+    await sql(postgres, "ALTER TABLE runs ADD CHECK (run <> 'poison')")
+    async with mesh.running():
+        for state in ("running", "succeeded"):
+            runs = [run_event(f"r{number}", state=state, started_at=1.0) for number in range(20)]
+            mesh.tell(*runs[:10], run_event("poison"), *runs[10:], run_event(f"new-{state}"))
+            await mesh.until_state("r19", state)
+
+        assert {row.run: row.state for row in await mesh.rows()} == {
+            **{f"r{number}": "succeeded" for number in range(20)}, "new-running": "succeeded",
+            "new-succeeded": "succeeded",
+        }  # fmt: skip
+
+
+async def test_what_an_earlier_ledger_wrote_is_merged_with_and_what_is_new_among_it_kept(
+    postgres: str, store: Store
+) -> None:
+    await store.write([run_event(f"r{number}", state="running", queued_at=5.0) for number in range(10)])
+    later = await Store.open(postgres, "ledger")
+    try:
+        ends = [run_event(f"r{number}", compute_ms=2.0) for number in range(15)]
+        forged = run_event("r3", algorithm="evil/one", error="mine")
+        await later.write([*ends[:3], forged, *ends[4:]])
+        await later.write([*ends[:3], forged, *ends[4:]])
+        await later.write([ends[3]])
+    finally:
+        await later.close()
+
+    rows = {row.run: row for row in await store.latest(1_000)}
+
+    assert {run: (row.state, row.compute_ms, row.error) for run, row in rows.items()} == {
+        f"r{number}": ("succeeded", 2.0, "") for number in range(15)
+    }
+    assert [rows[f"r{number}"].queued_at for number in (0, 3, 14)] == [5.0, 5.0, 0.0]
+
+
+async def test_two_that_write_the_same_at_once_write_it_once(postgres: str, store: Store) -> None:
+    other = await Store.open(postgres, "ledger")
+    try:
+        for turn in range(5):
+            batch = [run_event(f"r{turn}-{number}") for number in range(500)]
+            await asyncio.gather(store.write(batch), other.write(batch))
+    finally:
+        await other.close()
+
+    assert len(await store.latest(10_000)) == 2_500
+
+
+async def test_questions_are_answered_by_an_index_however_many_runs_there_are(postgres: str, store: Store) -> None:
+    for part in range(10):
+        await store.write(
+            [
+                run_event(
+                    f"r{part}-{number}", root=f"r{part}-{number - number % 3}", started_at=1000.0 * part + number,
+                    algorithm=f"text/a{number % 2_000}", state="running" if number % 500 == 0 else "succeeded",
+                )
+                for number in range(5_000)
+            ]
+        )  # fmt: skip
+    await sql(postgres, "ANALYZE runs")
+
+    plans = {}
+    for question, wanted in ((_OF_ROOT, "r3-300"), (_OF_ALGORITHM, "text/a301"), ("true", None)):
+        where = question.format(f"'{wanted}'")
+        statement = f"EXPLAIN {_LATEST} WHERE {where} ORDER BY begun_at DESC, attempt DESC LIMIT 100"
+        plans[question] = "\n".join(row[0] for row in await sql(postgres, statement))
+    for upkeep in (
+        "DELETE FROM runs WHERE recorded_at < now() - make_interval(days => 30)",
+        _LOST.replace("$2", "''").replace("$3", "0") + "instance = ANY('{host-1}')",
+        _LOST.replace("$2", "''").replace("$3", "0") + "recorded_at < now() - make_interval(days => 8)",
+    ):
+        plans[upkeep] = "\n".join(row[0] for row in await sql(postgres, f"EXPLAIN {upkeep}"))
+
+    assert [plan for plan in plans.values() if "Seq Scan" in plan] == []
+    assert "runs_root" in plans[_OF_ROOT]
+    assert "runs_algorithm" in plans[_OF_ALGORITHM]
+    assert sorted(row.run for row in await store.latest(10, root="r3-300")) == ["r3-300", "r3-301", "r3-302"]
+    assert len(await store.latest(10, root="r3-300", algorithm="text/a301")) == 1
+
+
+async def test_a_run_is_found_by_its_root_only_if_that_is_its_root(store: Store) -> None:
+    await store.write([run_event("a", root="a"), run_event("b", root="a"), run_event("c", root="b")])
+
+    assert sorted(row.run for row in await store.latest(10, root="a")) == ["a", "b"]
+    assert [row.run for row in await store.latest(10, root="b")] == ["c"]
+
+
+async def test_a_table_of_an_earlier_version_is_brought_up_to_date(postgres: str) -> None:
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute("CREATE SCHEMA ledger; SET search_path TO ledger")
+        await connection.execute(
+            "CREATE TABLE migrations (number integer PRIMARY KEY); INSERT INTO migrations VALUES (0)"
+        )
+        await connection.execute(MIGRATIONS[0])
+        values = "'a', 1, 'a', '', 'text/clean', '1.0.0', 'k~me', 'k~me', '', 'succeeded', 0, 0, 0, 0, 0, '', 1"
+        await connection.execute(f"INSERT INTO runs VALUES ({values})")
+    finally:
+        await connection.close()
+
+    store = await Store.open(postgres, "ledger")
+    try:
+        await store.write([run_event("b", root="a"), run_event("a", error="other", root="")])
+
+        assert sorted(row.run for row in await store.latest(10, root="a")) == ["a", "b"]
+    finally:
+        await store.close()
+
+
+async def test_a_lone_run_is_kept_at_once_and_many_are_kept_together(
+    tmp_path: Path, nats_server: NatsServer, postgres: str
+) -> None:
+    async with ledgers(tmp_path, nats_server, postgres, gather_s=2.0) as mesh, mesh.running():
+        began = time.monotonic()
+        mesh.tell(run_event("lone"))
+        await mesh.until_state("lone", "succeeded")
+        took_s = time.monotonic() - began
+        for number in range(400):
+            mesh.tell(run_event(f"r{number}"))
+            await asyncio.sleep(0)
+        await mesh.until_state("r399", "succeeded")
+        mesh.tell(run_event("last"))
+        await mesh.until_state("last", "succeeded")
+
+        written = await sql(postgres, "SELECT count(*) FROM runs GROUP BY recorded_at")
+
+    assert took_s < 1.5
+    assert sum(row[0] for row in written) == 402
+    assert max(row[0] for row in written) > 300
+
+
+async def test_a_backlog_is_taken_without_pauses(tmp_path: Path, nats_server: NatsServer, postgres: str) -> None:
+    async with ledgers(tmp_path, nats_server, postgres, batch=100, gather_s=2.0) as mesh:
+        async with mesh.running():
+            pass
+        for number in range(2_000):
+            mesh.tell(run_event(f"r{number}"))
+        await mesh.connection.flush()
+
+        async with mesh.running():
+            began = time.monotonic()
+            await mesh.until_state("r1999", "succeeded", 30)
+
+            assert time.monotonic() - began < 20  # twenty batches, each of which could have waited two seconds
 
 
 async def test_it_waits_for_its_servers_and_stops_while_it_waits(tmp_path: Path, nats_server: NatsServer) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from algomesh_services.postgres_pool import BadRows, PostgresPool, StoreAway
+from algomesh_services.postgres_pool import BadRows, DoubledRows, PostgresPool, StoreAway, copy
 from tests.conditions import until
 
 pytestmark = pytest.mark.integration
@@ -98,6 +98,47 @@ async def test_values_that_are_refused_are_told_from_a_database_that_is_away(pos
 
         assert not isinstance(away.value, BadRows)
         assert await names(pool) == ["first"]  # over a new connection
+
+
+async def test_rows_are_copied_all_or_none_and_it_is_said_when_one_is_there(postgres: str) -> None:
+    async with opened(postgres) as pool:
+        async with pool.session() as session:
+            await copy(session, "things", ["name"], [("second",), ("third",)])
+        with pytest.raises(DoubledRows):
+            async with pool.session() as session:
+                await copy(session, "things", ["name"], [("fourth",), ("first",)])
+
+        assert await names(pool) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("value", [None, 7, "a\0b", "\ud800"])
+async def test_values_that_cannot_be_copied_are_refused_and_the_session_goes_on(postgres: str, value: object) -> None:
+    async with opened(postgres, size=1) as pool:
+        with pytest.raises(BadRows) as refused:
+            async with pool.session() as session:
+                await copy(session, "things", ["name"], [("second",), (value,)])
+
+        assert not isinstance(refused.value, DoubledRows)
+        assert await names(pool) == ["first"]
+
+
+async def test_a_transaction_that_was_cut_short_is_not_left_to_the_next(postgres: str) -> None:
+    async with opened(postgres, size=1) as pool:
+
+        async def begin() -> None:
+            async with pool.transaction() as session:
+                await session.execute("INSERT INTO things VALUES ('half')")
+                has_begun.set()
+                await session.execute("SELECT pg_sleep(60)")
+
+        has_begun = asyncio.Event()
+        task = asyncio.create_task(begin())
+        await has_begun.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        assert await names(pool) == ["first"]
+        assert not (await pool.fetch("SELECT pg_current_xact_id_if_assigned() IS NOT NULL"))[0][0]
 
 
 async def test_a_server_that_is_not_there_is_said(unused_tcp_port: int) -> None:

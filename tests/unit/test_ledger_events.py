@@ -54,6 +54,20 @@ def test_what_the_subject_or_the_form_does_not_allow_is_dropped(fields: dict[str
     assert taken.dropped == 1
 
 
+@pytest.mark.parametrize(
+    "field", ["run", "root", "parent", "caller", "root_caller", "algorithm", "version", "instance"]
+)
+def test_what_was_good_before_makes_nothing_else_good(field: str) -> None:
+    caller = "event.caller.k~me"
+    good = event(root="r0", parent="p0")
+    bad = event(**{"root": "r0", "parent": "p0", field: "not / good"})
+
+    for _ in range(2):
+        taken = read(good, bad, good, subject=caller if field in ("algorithm", "version") else SUBJECT)
+
+        assert taken == ([good, good], 1)
+
+
 def test_a_caller_tells_of_its_own_calls_only() -> None:
     mine, other = event(state="expired"), event(run="b2", caller="k~other", state="expired")
 

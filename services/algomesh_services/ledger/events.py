@@ -9,6 +9,7 @@ one does not (a start, a compute time) is taken from it.
 import math
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -26,6 +27,7 @@ _VERSION: Final = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}", re.ASCII)
 _LONGEST_ERROR: Final = 1_000
 _AHEAD_S: Final = 60.0
 _MOST_ATTEMPTS: Final = 1_000_000
+_NAMES_REMEMBERED: Final = 4_096
 
 
 class Taken(NamedTuple):
@@ -40,16 +42,14 @@ def read(subject: str, data: bytes | memoryview, now: float) -> Taken:
 
     now: seconds since the epoch; no event is later than a minute after it.
     """
-    tokens = subject.split(".")
-    if tokens[:2] == ["event", "run"] and len(tokens) == 5:
-        owner, name, version = tokens[2:]
-        expected = (f"{owner}/{name}", version.replace("-", "."), "")
-    elif tokens[:2] == ["event", "caller"] and len(tokens) == 3:
-        expected = ("", "", tokens[2])
-    else:
-        raise BadMessage(f"{subject!r} is not the subject of events")
+    expected = _expected(subject)
     runs = codec.decode_events(data).runs
-    events = [event for run in runs if (event := _checked(run, *expected, now)) is not None]
+    latest = now + _AHEAD_S
+    events = [
+        event if _is_time(event, latest) and (not event.error or _is_text(event.error)) else _possible(event, latest)
+        for event in runs
+        if _is_allowed(event, *expected)
+    ]
     return Taken(events, len(runs) - len(events))
 
 
@@ -89,26 +89,54 @@ def rank(event: RunEvent) -> int:
     return RANKS.get(event.state, FINAL)
 
 
-def _checked(event: RunEvent, algorithm: str, version: str, caller: str, now: float) -> RunEvent | None:
+@lru_cache(_NAMES_REMEMBERED)
+def _expected(subject: str) -> tuple[str, str, str]:
+    """The algorithm and version, or the caller, that a subject stands for; the others are empty. Raises BadMessage."""
+    tokens = subject.split(".")
+    if tokens[:2] == ["event", "run"] and len(tokens) == 5:
+        owner, name, version = tokens[2:]
+        return f"{owner}/{name}", version.replace("-", "."), ""
+    if tokens[:2] == ["event", "caller"] and len(tokens) == 3:
+        return "", "", tokens[2]
+    raise BadMessage(f"{subject!r} is not the subject of events")
+
+
+def _is_allowed(event: RunEvent, algorithm: str, version: str, caller: str) -> bool:
     if algorithm and (event.algorithm != algorithm or event.version != version):
-        return None
+        return False
     if caller and event.caller != caller:
-        return None
+        return False
+    run, root, parent = event.run, event.root, event.parent
     if not (
-        _ID.fullmatch(event.run)
-        and (not event.root or _ID.fullmatch(event.root))
-        and (not event.parent or _ID.fullmatch(event.parent))
-        and (not event.instance or _ID.fullmatch(event.instance))
-        and _CALLER.fullmatch(event.caller)
-        and (not event.root_caller or _CALLER.fullmatch(event.root_caller))
-        and _NAMED.fullmatch(event.algorithm)
-        and _VERSION.fullmatch(event.version)
+        _ID.fullmatch(run)
+        and (not root or root == run or _ID.fullmatch(root))
+        and (not parent or parent == root or _ID.fullmatch(parent))
         and 1 <= event.attempt <= _MOST_ATTEMPTS
     ):
-        return None
-    latest = now + _AHEAD_S
-    if _is_time(event, latest) and (not event.error or _is_text(event.error)):
-        return event
+        return False
+    try:
+        _check_names(event.algorithm, event.version, event.caller, event.root_caller, event.instance)
+    except ValueError:
+        return False
+    return True
+
+
+# The same few in event after event. What raises is not remembered: only good names, which are short, take room.
+@lru_cache(_NAMES_REMEMBERED)
+def _check_names(algorithm: str, version: str, caller: str, root_caller: str, instance: str) -> None:
+    """Raises ValueError unless each is formed as it should be."""
+    if not (
+        _NAMED.fullmatch(algorithm)
+        and _VERSION.fullmatch(version)
+        and _CALLER.fullmatch(caller)
+        and (not root_caller or _CALLER.fullmatch(root_caller))
+        and (not instance or _ID.fullmatch(instance))
+    ):
+        raise ValueError("not the names of a run")
+
+
+def _possible(event: RunEvent, latest: float) -> RunEvent:
+    """The event with numbers and a text that can be."""
     return replace(
         event,
         queued_at=_within(event.queued_at, latest),

@@ -23,6 +23,7 @@ log = structlog.get_logger("algomesh.ledger")
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 _LOOK_S: Final = 1.0
 _ROWS_AT_ONCE: Final = 5_000
+_READ_AT_ONCE: Final = 100
 # No deadline is longer than a week.
 _LONGEST_RUN_DAYS: Final = 8.0
 _HOST_PREFIX: Final = HOST_BEATS.removesuffix("*")
@@ -67,8 +68,10 @@ class Keeper:
 
     async def _keep_batch(self, messages: Sequence[Message]) -> None:
         found: list[RunEvent] = []
-        for message in messages:
+        for number, message in enumerate(messages, 1):
             found += self._read(message)
+            if number % _READ_AT_ONCE == 0:
+                await asyncio.sleep(0)  # whoever asks for runs does not wait for all of these
             if len(found) >= _ROWS_AT_ONCE:
                 await self._write(events.merged(found))
                 found = []

@@ -30,4 +30,9 @@ MIGRATIONS = (
     CREATE INDEX runs_recorded ON runs (recorded_at);
     CREATE INDEX runs_running ON runs (instance) WHERE state = 'running';
     """,
+    # A root is found by its own key: only the others need an entry, and calls that call nobody need none.
+    """
+    DROP INDEX runs_root;
+    CREATE INDEX runs_root ON runs (root) WHERE root <> run;
+    """,
 )

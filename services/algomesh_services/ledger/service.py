@@ -5,7 +5,6 @@ nothing else notices.
 """
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -18,6 +17,7 @@ from algomesh_broker.credentials import program_identity, store_identity
 from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.courtesy import give_way
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.keeper import Keeper
 from algomesh_services.ledger.settings import Settings
@@ -30,14 +30,13 @@ log = structlog.get_logger("algomesh.ledger")
 T = TypeVar("T")
 PROGRAM: Final = "ledger"
 _REQUESTS_AT_ONCE: Final = 32
-_COURTESY: Final = 10  # on a busy machine calls go before their record, which waits in its stream
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 _AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
 
 
 async def run(settings: Settings) -> None:
     """Keep the ledger until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
-    os.nice(_COURTESY)
+    give_way()  # calls go before their record, which waits in its stream
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -83,7 +82,7 @@ async def _work(
         return
     stack.push_async_callback(admin.close)
 
-    feed = Feed(admin, batch=settings.batch, linger_s=settings.linger_s)
+    feed = Feed(admin, batch=settings.batch, linger_s=settings.linger_s, gather_s=settings.gather_s)
     stack.push_async_callback(feed.close)
     keeper = Keeper(
         store,

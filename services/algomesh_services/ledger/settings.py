@@ -17,8 +17,9 @@ class BadSetting(ValueError):
 class Settings:
     """Addresses, places and bounds. `schema` is the PostgreSQL schema that holds the ledger's table.
 
-    `batch` is how many messages are written in one transaction at most, `linger_s` how long the first of them waits
-    for others. Runs older than `keep_days` are deleted, `delete_rows` at a time.
+    `batch` is how many messages are taken at once at most. While few come, the first waits `linger_s` for others; while
+    many do, they gather for `gather_s`, and are shown that much later. Runs older than `keep_days` are deleted,
+    `delete_rows` at a time.
     """
 
     nats: str
@@ -27,8 +28,9 @@ class Settings:
     schema: str = "ledger"
     keep_days: float = 30.0
     grace_s: float = 5.0
-    batch: int = 500
+    batch: int = 2_000
     linger_s: float = 0.05
+    gather_s: float = 0.4
     upkeep_s: float = 60.0
     delete_rows: int = 10_000
 

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 from algomesh_broker.child import Command, last_lines, spawn
 from algomesh_broker.program import Program
+from algomesh_services.courtesy import NICENESS
 from algomesh_services.local.errors import (
     DatabaseFailed,
     DatabaseInUse,
@@ -37,7 +38,6 @@ _SOCKET: Final = ".s.PGSQL.5432"
 _SOCKET_PATH_LIMIT: Final = 107
 # A previous server whose supervisor was killed ends within a moment.
 _PREDECESSOR_S: Final = 5.0
-_COURTESY: Final = 10
 _FATAL: Final = re.compile(r"(?:FATAL|PANIC|initdb: error|postgres): +(?P<reason>.*)")
 # Small, since it shares the machine with the algorithms, and durable: fsync stays on.
 _SETTINGS: Final = {
@@ -148,8 +148,10 @@ class Postgres(Program):
         while True:
             lines = _read_lines(self.data / "postmaster.pid")
             if len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready":
-                with contextlib.suppress(OSError):  # its backends inherit it: calls go before their record
-                    os.setpriority(os.PRIO_PROCESS, pid, _COURTESY)
+                # Inherited by what it starts, which is a session each: where those share out the processors first it
+                # has no effect, and who should give way there says so by itself (postgres_pool.py).
+                with contextlib.suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
                 return
             await asyncio.sleep(0.005)
 
