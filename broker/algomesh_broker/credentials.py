@@ -21,7 +21,7 @@ from pathlib import Path
 
 from algomesh_broker.identity import Identity, key_id, new_key
 
-PROGRAMS = ("registry", "launcher", "gateway", "ledger")
+PROGRAMS = ("registry", "launcher", "gateway", "ledger", "prewarmer")
 STORE_PROGRAMS = ("registry", "launcher", "ledger")
 ISSUER, SYSTEM = "issuer", "system"
 _PEPPER, _ADMIN_KEY, _LAUNCHERS, _ROUTE_KEY = "pepper", "admin.key", "launcher.pub", "registry.pub"

@@ -190,11 +190,14 @@ Control = Cancel | Credit | Forget
 
 
 class Demand(Struct, frozen=True, kw_only=True, array_like=True, tag="demand"):
-    """Somebody parked a call of this version."""
+    """Somebody parked a call of this version; `stages` are the versions that its pipeline goes on to, in order."""
 
     run: str
     root: str = ""
     parent: str = ""
+    root_caller: str = ""
+    attempt: int = 1
+    stages: list[str] = []
 
 
 class Starting(Struct, frozen=True, kw_only=True, array_like=True, tag="starting"):
@@ -269,6 +272,87 @@ class Events(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="
     """A batch of run events from one instance or one caller."""
 
     runs: list[RunEvent]
+
+
+class Sight(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="sight"):
+    """One run as its instance saw it begin, and later end, for the pre-warmer (ADR 0013).
+
+    Clock times are seconds since the epoch; `ended_at` is 0 while it runs. `waited_ms` passed between the call's
+    arrival and its start, a cold start included. `stages` are the versions that its pipeline goes on to.
+    """
+
+    run: str
+    root: str
+    parent: str
+    caller: str
+    root_caller: str
+    attempt: int
+    started_at: float
+    waited_ms: float = 0.0
+    ended_at: float = 0.0
+    stages: list[str] = []
+
+
+class Sights(Struct, frozen=True, kw_only=True, array_like=True, tag="sights"):
+    """Runs of one version, in a batch: all of them, or of a busy version those of one root in `one_in`."""
+
+    runs: list[Sight]
+    one_in: int = 1
+
+
+class Machine(Struct, frozen=True, kw_only=True, array_like=True, tag="machine"):
+    """What a launcher runs: said after every change, and once a second. It replaces what was said before."""
+
+    launcher: str
+    instances: list["MachineInstance"]
+
+
+class MachineInstance(Struct, frozen=True, kw_only=True, array_like=True):
+    """One instance. `age_ms` since its launch began; `start_ms` is launch to ready, 0 while it is not.
+
+    `key` is that of the hold it was launched for, and empty when a call waited for it; `idle_ms` is how long it has
+    had nothing to do, -1 while it works.
+    """
+
+    instance: str
+    version: str
+    state: str
+    age_ms: int
+    start_ms: int = 0
+    reason: str = ""
+    key: str = ""
+    idle_ms: int = -1
+    runs_total: int = 0
+
+
+class Hold(Struct, frozen=True, kw_only=True, array_like=True):
+    """The pre-warmer's wish that a version be up for a while: loading from `start_ms` on, until `until_ms`.
+
+    Both from now, and 0 where they have passed. `key` names the hold within its version; a new one of the same key
+    replaces the old. `reason` is for people; `gain` what a second of it is expected to save, in seconds of a GPU;
+    `caller` is whose request it is for, where it is for one.
+    """
+
+    version: str
+    key: str
+    start_ms: int
+    until_ms: int
+    reason: str
+    gain: float = 0.0
+    caller: str = ""
+
+
+class Holds(Struct, frozen=True, kw_only=True, array_like=True, tag="holds"):
+    """What the pre-warmer wishes now. Once a second `is_whole`: every hold there is, all others are over.
+
+    In between, what has changed: new and replaced `holds`, and `released` ones as (version, key). A launcher that has
+    heard nothing whole for 5 s goes back to fixed idle times. `off` are versions which the pre-warmer leaves alone.
+    """
+
+    holds: list[Hold]
+    released: list[tuple[str, str]] = []
+    is_whole: bool = False
+    off: list[str] = []
 
 
 class Ask(Struct, frozen=True, kw_only=True, array_like=True, tag="ask"):

@@ -29,7 +29,12 @@ DIRECTORY_UPDATES = f"$KV.{subjects.DIRECTORY_BUCKET}.>"
 AUTH_REQUESTS = "$SYS.REQ.USER.AUTH"
 _FORM = "a scope is 'call:PATTERN', 'publish:PATTERN', 'observe' or 'admin'; a pattern is owner/name, owner/* or *"
 _PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest", "alias-set")), ("launcher", ("stop", "logs")))
-_OBSERVERS_ASK = (("registry", ("manifest",)), ("launcher", ("ps", "logs")), ("ledger", ("runs",)))
+_OBSERVERS_ASK = (
+    ("registry", ("manifest",)),
+    ("launcher", ("ps", "logs")),
+    ("ledger", ("runs", "history")),
+    ("prewarmer", ("graph", "starts", "savings")),
+)
 
 
 class Permissions(NamedTuple):
@@ -160,6 +165,7 @@ def of_instance(version: VersionId, instance: str, calls: Iterable[str]) -> Perm
         f"park.hop.{mine}.*",
         f"demand.{mine}.*",
         subjects.run_events(version),
+        subjects.sights(version),
         # It hands over to steps that it may not call, and finds their results by the very input it hands over.
         subjects.results_of(version),
         subjects.READ_RESULT,
@@ -207,10 +213,23 @@ def _launcher() -> Permissions:
         "reply.platform.launcher.>",
         *(f"platform.registry.{verb}.*.*.{caller}" for verb in ("archive", "manifest")),
         subjects.ALL_FLEET,
+        subjects.ALL_MACHINES,
         DIRECTORY_GET,
     ]
-    heard = [subjects.ALL_DEMAND, subjects.ALL_FLEET, DIRECTORY_UPDATES, f"reply.*.*.{caller}.>"]
+    heard = [subjects.ALL_DEMAND, subjects.ALL_FLEET, subjects.HOLDS, DIRECTORY_UPDATES, f"reply.*.*.{caller}.>"]
     return _made(publish, [*_serves("launcher"), *heard])
+
+
+def _prewarmer() -> Permissions:
+    caller = caller_of_program("prewarmer")
+    publish = [
+        "reply.platform.prewarmer.>",
+        *(f"platform.registry.{verb}.*.*.{caller}" for verb in ("manifest", "may-call")),
+        subjects.HOLDS,
+        DIRECTORY_GET,
+    ]
+    heard = [subjects.ALL_SIGHTS, subjects.ALL_DEMAND, subjects.ALL_MACHINES, subjects.ALL_FLEET]
+    return _made(publish, [*_serves("prewarmer"), *heard, DIRECTORY_UPDATES, f"reply.*.*.{caller}.>"])
 
 
 def _ledger() -> Permissions:
@@ -231,7 +250,13 @@ def _consumers(stream: str) -> list[str]:
     return [f"$JS.API.CONSUMER.*.{stream}", f"$JS.API.CONSUMER.*.{stream}.>"]
 
 
-_PROGRAMS = {"registry": _registry, "launcher": _launcher, "ledger": _ledger, "gateway": _gateway}
+_PROGRAMS = {
+    "registry": _registry,
+    "launcher": _launcher,
+    "prewarmer": _prewarmer,
+    "ledger": _ledger,
+    "gateway": _gateway,
+}
 _STORES = {
     "registry": (DIRECTORY_STREAM, [DIRECTORY_GET, DIRECTORY_UPDATES]),
     "launcher": (

@@ -25,7 +25,9 @@ class Options(Struct, frozen=True, kw_only=True):
 
     `cache_s` is how long its results are kept, 0 for not at all; `batch_max` how many calls run together (0: each
     alone), `batch_wait_ms` how long one waits for others; `streams` says that it yields,
-    `takes_parts` that it reads its input as it is yielded.
+    `takes_parts` that it reads its input as it is yielded. `latency_value` is what a second of a caller's latency is
+    worth in seconds of a held GPU (None: the mesh's own), `prewarm` whether it is started ahead and held by what is
+    predicted.
     """
 
     gpu: float = 0.0
@@ -43,6 +45,8 @@ class Options(Struct, frozen=True, kw_only=True):
     batch_wait_ms: float = 0.0
     streams: bool = False
     takes_parts: bool = False
+    latency_value: float | None = None
+    prewarm: bool = True
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -296,6 +300,103 @@ class RunRows(Struct, frozen=True, kw_only=True):
     """Runs, newest first."""
 
     runs: list[RunRow]
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """Runs that began after `since` (seconds since the epoch), oldest first; `after` is the last run known already."""
+
+    since: float
+    limit: int = 5_000
+    after: str = ""
+
+
+class MayCall(Struct, frozen=True, kw_only=True):
+    """Which of these algorithms (`owner/name`) may `caller` call?"""
+
+    caller: str
+    algorithms: list[str]
+
+
+class MayCalled(Struct, frozen=True, kw_only=True):
+    """Those that it may."""
+
+    algorithms: list[str]
+
+
+class Graph(Struct, frozen=True, kw_only=True):
+    """What calls what, as the pre-warmer has learned it; of `algorithm` alone where given."""
+
+    algorithm: str = ""
+
+
+class Edge(Struct, frozen=True, kw_only=True):
+    """After `caller_of` comes `algorithm`, with this probability, `delay_s` later at the median.
+
+    `count` is how often lately (decayed), `in_time` the share of its cold starts that were begun ahead in time.
+    """
+
+    caller_of: str
+    algorithm: str
+    probability: float
+    delay_s: float
+    count: float = 0.0
+    in_time: float = 0.0
+
+
+class GraphEdges(Struct, frozen=True, kw_only=True):
+    """The learned graph."""
+
+    edges: list[Edge]
+
+
+class Starts(Struct, frozen=True, kw_only=True):
+    """The latest starts of instances, newest first."""
+
+    limit: int = 50
+    algorithm: str = ""
+
+
+class StartRow(Struct, frozen=True, kw_only=True):
+    """One start. `kind`: call, next, stage, gap, minimum. Times are seconds since the epoch, or 0; `held_s` is how long
+    it was up with nothing to do, `saved_s` how long callers did not have to wait because of it.
+    """
+
+    instance: str
+    algorithm: str
+    version: str
+    kind: str
+    reason: str
+    started_at: float
+    ready_at: float = 0.0
+    used_at: float = 0.0
+    ended_at: float = 0.0
+    held_s: float = 0.0
+    saved_s: float = 0.0
+    gpu: float = 0.0
+
+
+class StartRows(Struct, frozen=True, kw_only=True):
+    """Starts, newest first."""
+
+    starts: list[StartRow]
+
+
+class Savings(Struct, frozen=True, kw_only=True):
+    """What has pre-warming brought, and cost, since `since` (seconds since the epoch)?"""
+
+    since: float = 0.0
+
+
+class SavingsRow(Struct, frozen=True, kw_only=True):
+    """Counts and seconds since the pre-warmer began, or since when asked for; `starts` by kind, `used` of these."""
+
+    starts: dict[str, int]
+    used: dict[str, int]
+    gpu_s_held: float
+    gpu_s_for_nothing: float
+    saved_s: float
+    calls: int
+    cold_calls: int
 
 
 pack = msgspec.msgpack.Encoder().encode

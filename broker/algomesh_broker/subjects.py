@@ -10,6 +10,9 @@
     event.caller.<caller>                           runs that ended without an instance, as their sender saw them
     fleet.<owner>.<name>.<version>                  starting, ready, dead
     fleet.host.<launcher>                           the launcher's own beat
+    sight.<owner>.<name>.<version>                  runs as they begin and end, for the pre-warmer
+    machine.<launcher>                              what a launcher runs, for the pre-warmer
+    hold.all                                        what the pre-warmer wishes launchers to have up
     claim.<mark>.<caller>.<id>.<number>.chunk       a piece of a payload that travels by claim; the server sets <mark>
     cache.<mark>.<owner>.<name>.<version>.<digest>.result   the kept result of one input; the server sets <mark>
     platform.<program>.<verb>.<owner>.<name>.<caller>   requests to the programs; `_` where no algorithm is meant
@@ -36,6 +39,9 @@ ALL_DEMAND = "demand.>"
 ALL_FLEET = "fleet.>"
 ALL_EVENTS = "event.>"
 ALL_PARKED = "park.>"
+ALL_SIGHTS = "sight.*.*.*"
+ALL_MACHINES = "machine.*"
+HOLDS = "hold.all"
 ALL_CLAIMS = "claim.*.*.*.*.chunk"
 READ_CLAIM = f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{ALL_CLAIMS}"
 ALL_RESULTS = "cache.*.*.*.*.*.result"
@@ -141,6 +147,16 @@ def controls_of(instance: str) -> str:
 def run_events(version: VersionId) -> str:
     """Batches of run events of one version."""
     return f"event.run.{version.tokens}"
+
+
+def sights(version: VersionId) -> str:
+    """Runs of one version as they begin and end."""
+    return f"sight.{version.tokens}"
+
+
+def machine(launcher: str) -> str:
+    """What one launcher runs."""
+    return f"machine.{launcher}"
 
 
 def caller_events(caller: str) -> str:

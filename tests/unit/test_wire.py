@@ -15,6 +15,9 @@ NAMES = sorted(EXAMPLES)
 ARRAYS = [name for name in NAMES if EXAMPLES[name].__struct_config__.array_like]
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     "call": codec.decode_call,
+    "sights": codec.decode_sights,
+    "machine": codec.decode_machine,
+    "holds": codec.decode_holds,
     **dict.fromkeys(("running", "parked", "handed-over", "part", "result", "failure"), codec.decode_reply),
     **dict.fromkeys(("cancel", "credit", "forget"), codec.decode_control),
     "demand": codec.decode_demand,
@@ -85,7 +88,8 @@ def test_no_message_is_taken_for_another(name: str) -> None:
 
 def test_everything_that_crosses_a_process_has_an_example() -> None:
     shown = {type(example).__name__ for example in EXAMPLES.values()}
-    inside = {"RunEvent", "VersionEntry", "Options", "Manifest", "KeyRow", "InstanceRow", "LogLine", "RunRow"}
+    inside = {"RunEvent", "VersionEntry", "Options", "Manifest", "KeyRow", "InstanceRow", "LogLine", "RunRow", "Sight"}
+    inside |= {"Hold", "MachineInstance", "Edge", "StartRow"}
 
     for module in (messages, platform):
         structs = {

@@ -63,6 +63,8 @@ _MANIFEST = platform.Manifest(
         attempts=1,
         calls=["text/*"],
         preload=["torch"],
+        latency_value=2.5,
+        prewarm=False,
         cache_s=600.0,
         batch_max=32,
         batch_wait_ms=4.0,
@@ -163,13 +165,64 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     "cancel": messages.Cancel(run="run1", attempt=2, at=3),
     "credit": messages.Credit(run="run1", attempt=2, upto=32, at=3, session="s1", call="7"),
     "forget": messages.Forget(root="root1"),
-    "demand": messages.Demand(run="run1", root="root1", parent="parent1"),
+    "demand": messages.Demand(
+        run="run1", root="root1", parent="parent1", root_caller="k~x", attempt=2, stages=["text/count/1.2.0"]
+    ),
     "starting": messages.Starting(phase="loading", waiting=3, instances=1),
     "ready": messages.Ready(instance="host-1", start_ms=42),
     "death": messages.Death(instance="host-1", reason="crash", detail="signal 9"),
     "unable": messages.Unable(code="load_failed", message="no such file"),
     "host": messages.HostBeat(launcher="host", alive=False),
     "events": messages.Events(runs=[_RUN_EVENT]),
+    "sights": messages.Sights(
+        runs=[
+            messages.Sight(
+                run="run1-1",
+                root="root1",
+                parent="run0",
+                caller="k~x",
+                root_caller="k~x",
+                attempt=2,
+                started_at=1.5e9,
+                waited_ms=12.5,
+                ended_at=1.5e9 + 1,
+                stages=["text/count/1.2.0"],
+            )
+        ],
+        one_in=4,
+    ),
+    "machine": messages.Machine(
+        launcher="host",
+        instances=[
+            messages.MachineInstance(
+                instance="host-1",
+                version="text/clean/1.2.0",
+                state="ready",
+                age_ms=900,
+                start_ms=40,
+                reason="called about every 12 s",
+                key="gap:0",
+                idle_ms=5,
+                runs_total=7,
+            )
+        ],
+    ),
+    "holds": messages.Holds(
+        holds=[
+            messages.Hold(
+                version="text/clean/1.2.0",
+                key="path:root1",
+                start_ms=10,
+                until_ms=900,
+                reason="next after text/split in 1.2 s, p = 0.93",
+                gain=4.5,
+                caller="k~x",
+            )
+        ],
+        released=[("text/count/1.2.0", "gap:0")],
+        is_whole=True,
+        off=["text/slow/1.0.0"],
+    ),
     "ask": messages.Ask(session="s1", call="7", body=b"\x80"),
     "answer": messages.Answer(body=b"\x80", code="bad_message", message="no"),
     "algorithm": messages.AlgorithmEntry(
@@ -202,6 +255,46 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     "platform-stop": platform.Stop(version="1.2.0"),
     "platform-logs": platform.Logs(version="1.2.0", run="run1", lines=10),
     "platform-log-lines": platform.LogLines(lines=[_LOG_LINE]),
+    "platform-history": platform.History(since=1.5e9, limit=10, after="run1"),
+    "platform-may-call": platform.MayCall(caller="k~x", algorithms=["text/clean"]),
+    "platform-may-called": platform.MayCalled(algorithms=["text/clean"]),
+    "platform-graph": platform.Graph(algorithm="text/clean"),
+    "platform-graph-edges": platform.GraphEdges(
+        edges=[
+            platform.Edge(
+                caller_of="text/split", algorithm="text/clean", probability=0.93, delay_s=1.2, count=41.0, in_time=0.8
+            )
+        ]
+    ),
+    "platform-starts": platform.Starts(limit=10, algorithm="text/clean"),
+    "platform-start-rows": platform.StartRows(
+        starts=[
+            platform.StartRow(
+                instance="host-1",
+                algorithm="text/clean",
+                version="1.2.0",
+                kind="next",
+                reason="next after text/split in 1.2 s, p = 0.93",
+                started_at=1.5e9,
+                ready_at=1.5e9 + 1,
+                used_at=1.5e9 + 2,
+                ended_at=1.5e9 + 3,
+                held_s=1.5,
+                saved_s=0.9,
+                gpu=0.25,
+            )
+        ]
+    ),
+    "platform-savings": platform.Savings(since=1.5e9),
+    "platform-savings-row": platform.SavingsRow(
+        starts={"call": 3, "next": 2},
+        used={"next": 1},
+        gpu_s_held=12.5,
+        gpu_s_for_nothing=1.5,
+        saved_s=3.5,
+        calls=40,
+        cold_calls=3,
+    ),
     "platform-runs": platform.Runs(limit=10, algorithm="text/clean", root="root1"),
     "platform-run-rows": platform.RunRows(runs=[_RUN_ROW]),
 }
