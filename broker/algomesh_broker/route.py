@@ -24,6 +24,7 @@ HEAD: Final = -1
 MOST_STEPS: Final = 4096
 _DEEPEST: Final = 64
 _MOST_ATTEMPTS: Final = 100
+_MOST_AFTER: Final = 64
 
 
 class CallStep(Struct, frozen=True, array_like=True, tag="c"):
@@ -94,6 +95,7 @@ class Route:
         self.steps = steps
         self.data = _encode(_Steps(steps)) if data is None else data
         self.places: dict[int, Place] = {}
+        self._after: dict[int, list[str]] = {}
         try:
             walked = _walk(self, 0, HEAD, HEAD, 0)
         except BadName as error:
@@ -121,6 +123,41 @@ class Route:
             place.forwarder != HEAD or place.step.timeout_s is not None or bool(place.step.cache_s)
             for place in self.places.values()
         )
+
+    def after(self, at: int) -> list[str]:
+        """The versions that may yet run when step `at` does, the 64 nearest; what runs beside it is not among them."""
+        known = self._after.get(at)
+        if known is None:
+            found: dict[str, None] = {}
+            step = at
+            while step != END:
+                self._gather(self.steps[step].next, found)
+                step = self._above.get(step, END)
+            known = self._after[at] = list(found)[:_MOST_AFTER]
+        return known
+
+    def _gather(self, at: int, found: dict[str, None]) -> None:
+        """Every version from step `at` on, in the order in which they come."""
+        while at != END:
+            step = self.steps[at]
+            if isinstance(step, CallStep):
+                found.setdefault(step.version)
+            else:
+                for branch in _branches(step):
+                    self._gather(branch, found)
+            at = step.next
+
+    @cached_property
+    def _above(self) -> dict[int, int]:
+        """The step that joins the branch in which a step lies."""
+        above: dict[int, int] = {}
+        for owner, step in enumerate(self.steps):
+            for branch in [] if isinstance(step, CallStep) else _branches(step):
+                inside = branch
+                while inside != END:
+                    above[inside] = owner
+                    inside = self.steps[inside].next
+        return above
 
     def caller_of(self, step: int, sender: str) -> str:
         """Who acts at `step`: `owner~name` of its version, or `sender` for HEAD."""

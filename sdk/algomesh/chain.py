@@ -3,6 +3,7 @@
 A plain call is a chain of one. Made from the route alone, once, and kept.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from algomesh_broker import subjects
@@ -16,29 +17,31 @@ _DEFAULT_ATTEMPTS: Final = 3
 class Chain(NamedTuple):
     """`answerers`: what the subject of an answer begins with; `stages`: the version at each step; `attempts`: how
     often it may be sent when it was lost at a step, which depends on what has run by then; ANYWHERE when nobody
-    knows where it was.
+    knows where it was. `after`: the versions that come after the first step.
     """
 
     answerers: frozenset[str]
     stages: dict[int, VersionId]
     attempts: dict[int, int]
+    after: list[str]
 
 
-def chain_of_call(version: VersionId, attempts: int) -> Chain:
+def chain_of_call(version: VersionId, attempts: int, after: Sequence[str] = ()) -> Chain:
     """A call of one version."""
-    return Chain(frozenset([subjects.replies_of(version.caller)]), {ANYWHERE: version}, {ANYWHERE: attempts})
+    answerers = frozenset([subjects.replies_of(version.caller)])
+    return Chain(answerers, {ANYWHERE: version}, {ANYWHERE: attempts}, list(after))
 
 
 def chain_alone(route: Route, at: int) -> Chain:
     """Step `at` of a route, sent as a plain call."""
-    return chain_of_call(route.places[at].version, _attempts(route, at))
+    return chain_of_call(route.places[at].version, _attempts(route, at), route.after(at))
 
 
 def chain_of_route(route: Route, at: int) -> Chain:
     """The chain that begins at step `at` of a route."""
     stages: dict[int, VersionId] = {}
     attempts: dict[int, int] = {}
-    fewest, here = _attempts(route, at), at
+    fewest, here, after = _attempts(route, at), at, route.after(at)
     while at != END:
         step = route.steps[at]
         fewest = min(fewest, _attempts(route, at))
@@ -49,7 +52,7 @@ def chain_of_route(route: Route, at: int) -> Chain:
         attempts[here] = fewest
         at = step.next
     attempts[ANYWHERE] = fewest
-    return Chain(frozenset(subjects.replies_of(stage.caller) for stage in stages.values()), stages, attempts)
+    return Chain(frozenset(subjects.replies_of(stage.caller) for stage in stages.values()), stages, attempts, after)
 
 
 def _attempts(route: Route, at: int) -> int:

@@ -146,6 +146,8 @@ def algorithm(
     preload: Sequence[str] = (),
     batch: Batch | int | None = None,
     cache: float | str | None = None,
+    latency_value: float | None = None,
+    prewarm: bool = True,
 ) -> Callable[[Callable[P, R]], Algorithm[P, R]]:
     """Make an algorithm of a function of one argument, or of a class with `load()` and `apply(x)`.
 
@@ -155,7 +157,8 @@ def algorithm(
     memory: limit per instance, `"2Gi"` or bytes; one that takes more is ended.
     concurrency: how many runs one instance takes at a time.
     timeout: longest run, seconds or `"5m"`; None for none.
-    idle: how long an unused instance stays, seconds or `"10m"`.
+    idle: how long an unused instance stays, seconds or `"10m"`; one with a GPU goes earlier, or stays longer, where the
+        pre-warmer predicts that this pays.
     min_instances, max_instances: bounds of how many run.
     retry: whether a run whose instance died may be repeated (True: 3 attempts; a number: so many).
     calls: what it may call, `owner/name` or `owner/*`.
@@ -163,6 +166,9 @@ def algorithm(
     batch: run up to so many calls together; the code then takes a list and returns one, its callers single values.
     cache: for pure code: how long a result is kept for the same version and input, seconds or `"10m"`; errors and
         results over 512 KiB are not.
+    latency_value: how many seconds of a held GPU a second of a caller's waiting is worth (the mesh's own, 5, for
+        None; 0 never starts it ahead).
+    prewarm: False to have it started by calls alone, and kept for `idle`.
 
     Raises BadReference for the name or version, TypeError or ValueError for an option.
     """
@@ -184,6 +190,8 @@ def algorithm(
         batch_max=together.max if together else 0,
         batch_wait_ms=float(together.wait_ms) if together else 0.0,
         cache_s=0.0 if cache is None else parse_duration("cache", cache),
+        latency_value=None if latency_value is None else _worth(latency_value),
+        prewarm=_switch("prewarm", prewarm),
     )
 
     def decorate(target: Callable[P, R]) -> Algorithm[P, R]:
@@ -253,6 +261,18 @@ def _strings(option: str, values: Sequence[str]) -> list[str]:
 def _count(option: str, value: int, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{option}={value!r} is not a whole number from {least} to {most}")
+    return value
+
+
+def _worth(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+        raise ValueError(f"latency_value={value!r} is not a number from 0 to 1,000,000")
+    return float(value)
+
+
+def _switch(option: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{option}={value!r} is True or False")
     return value
 
 

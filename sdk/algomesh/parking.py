@@ -4,6 +4,7 @@ Everybody who meets "no responders" does it: a caller, an instance that is full,
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from algomesh import errors
@@ -26,14 +27,23 @@ def park(
     version: VersionId,
     demander: str,
     call: messages.Call,
+    stages: Sequence[str] = (),
 ) -> None:
     """Park the `call` that `envelope` is, for `left_s` seconds, and say that somebody waits for `version`.
 
-    `subject` is that of the live call or hop. The stream's answer comes to `ticket`. Raises PayloadTooLarge.
+    `subject` is that of the live call or hop, `stages` are the versions its pipeline goes on to. The stream's answer
+    comes to `ticket`. Raises PayloadTooLarge.
     """
     headers = {"Nats-TTL": f"{max(1, math.ceil(left_s))}s"}
     connection.publish(subjects.park(subject), envelope, ticket, headers)
-    demand = messages.Demand(run=call.run, root=call.root, parent=call.parent)
+    demand = messages.Demand(
+        run=call.run if call.at < 0 else f"{call.run}-{call.at}",
+        root=call.root,
+        parent=call.parent,
+        root_caller=call.root_caller,
+        attempt=call.attempt,
+        stages=list(stages),
+    )
     connection.publish(subjects.demand(version, demander), codec.encode(demand))
 
 

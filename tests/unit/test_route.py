@@ -113,3 +113,17 @@ def test_the_longest_route_can_be_read() -> None:
     route = Route.decode(Route(steps).data)
 
     assert len(route.places) == len(route.versions) == MOST_STEPS
+
+
+def test_what_comes_after_a_step_is_told_nearest_first_joins_and_what_follows_them_included() -> None:
+    # clean | (sentiment | tone & topics) | merge | report
+    route = Route([
+        CallStep("t/clean/1.0.0", 1), AllStep([2, 4], 5), CallStep("t/sentiment/1.0.0", 3), CallStep("t/tone/1.0.0"),
+        CallStep("t/topics/1.0.0"), CallStep("t/merge/1.0.0", 6), CallStep("t/report/1.0.0"),
+    ])  # fmt: skip
+    names = [[version.split("/")[1] for version in route.after(at)] for at in range(7)]
+
+    assert names[0] == ["sentiment", "tone", "topics", "merge", "report"]
+    assert names[2] == ["tone", "merge", "report"]
+    assert names[3] == names[4] == ["merge", "report"]
+    assert names[6] == []

@@ -7,48 +7,34 @@ only makes the loop count, a moment later, what still waits; a net once a second
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 
 import structlog
 
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.errors import BadName, BrokerError, StreamError
 from algomesh_broker.names import Version, VersionId
-from algomesh_services.launcher.bundles import BadArchive, Bundles
+from algomesh_services.launcher.bundles import Bundles
+from algomesh_services.launcher.expected import Expected
 from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.instance import Instance, StartFailed
+from algomesh_services.launcher.learning import Learning
+from algomesh_services.launcher.looks import Looks
 from algomesh_services.launcher.minimums import Minimums
 from algomesh_services.launcher.parking import Parking
-from algomesh_services.launcher.provision import as_failure, no_instance_of
+from algomesh_services.launcher.provision import no_instance_of
 from algomesh_services.launcher.reconcile import Launch, Refuse, Retire, VersionView, reconcile
 from algomesh_services.launcher.refusals import Refusals
 from algomesh_services.launcher.settings import Settings
+from algomesh_services.launcher.states import VersionState
 
 log = structlog.get_logger("algomesh.launcher")
 
-LOOK_AFTER_S = 0.06
-_DRAIN_SOON_S = 0.25
 NET_S = 1.0
 HOUSEKEEPING_S = 0.25
-_BACK_OFF_FIRST_S, _BACK_OFF_LAST_S = 0.5, 30.0
-_SILENT_TRIES = 2
 _SHORT_LIFE_S = 2.0
 _FORGET_AFTER_S = 30.0
 _FORGET_AT_ONCE = 100
 _LEARN_AT_ONCE = 2
-
-
-@dataclass(eq=False)
-class VersionState:
-    """What the loop remembers of a version that somebody wants, or wanted lately."""
-
-    used_at: float
-    failures: int = 0
-    blocked_until: float = 0.0
-    rest_until: float = 0.0
-    unable: messages.Unable | None = None
-    is_stopped: bool = False
-    is_learning: bool = False
 
 
 class Control:
@@ -62,18 +48,18 @@ class Control:
         bundles: Bundles,
         *,
         publish: Callable[[str, bytes], None],
+        is_published: Callable[[VersionId], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._fleet, self._parking, self._bundles = settings, fleet, parking, bundles
-        self._publish, self._clock = publish, clock
+        self._publish, self._is_published, self._clock = publish, is_published, clock
         self._states: dict[VersionId, VersionState] = {}
         self._minimums = Minimums(bundles)
         self._refusals = Refusals(parking, self._say)
         self._unmet: dict[VersionId, int] = {}
-        self._looks: set[VersionId] = set()
-        self._wake_look = asyncio.Event()
-        self._paces: dict[VersionId, tuple[float, int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._looks = Looks(fleet, parking, clock)
+        self._expected = Expected(fleet, lambda: self._reconcile({}), clock)
+        self._learning = Learning(bundles, self._on_known, self._failed)
         self._is_open = True
         fleet.events = self
 
@@ -84,14 +70,14 @@ class Control:
                 tasks.create_task(self._forever(self._look, 0.0), name="look")
                 tasks.create_task(self._forever(self._cast_net, NET_S), name="net")
                 tasks.create_task(self._forever(self._keep_house, HOUSEKEEPING_S), name="housekeeping")
+                tasks.create_task(self._forever(self._expected.follow, 0.0), name="follow holds")
+                tasks.create_task(self._forever(self._expected.watch, 0.0), name="watch")
                 for number in range(_LEARN_AT_ONCE):
                     tasks.create_task(self._forever(self._minimums.learn, 0.0), name=f"learn {number}")
         finally:
             self._is_open = False
             await self._refusals.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._learning.close()
 
     def close(self) -> None:
         """Start nothing any more, whatever happens."""
@@ -106,10 +92,16 @@ class Control:
         state = self._state(version)
         state.used_at, state.is_stopped = self._clock(), False
         if self._fleet.of_version(version):
-            self._look_soon(version)
+            self._looks.soon(version)
         elif self._may_launch(version, state):
             self._reconcile({version: 1})
-            self._look_soon(version)
+            self._looks.soon(version)
+
+    def on_holds(self, said: messages.Holds) -> None:
+        """The pre-warmer has said what it wishes to have up."""
+        if self._is_open:
+            self._expected.hear(said)
+            self._learn_held()
 
     def on_entry(self, entry: messages.AlgorithmEntry) -> None:
         """An algorithm was published, changed or (with no versions) deleted."""
@@ -129,28 +121,35 @@ class Control:
         running = {instance.version for instance in self._fleet.instances.values()}
         for version in running:
             await self._parking.ensure_consumer(version)
-            self._look_soon(version)
+            self._looks.soon(version)
         log.info("streams_restored", versions=len(running))
 
     def stop(self, algorithm: str, version: str = "") -> list[Instance]:
-        """Retire an algorithm's instances, ready or not; they stay away until the next call, minimum or not."""
+        """Retire an algorithm's instances, ready or not; they stay away until the next call, wanted up or not."""
 
         def is_meant(each: VersionId) -> bool:
             return each.algorithm == algorithm and version in ("", str(each.version))
 
-        for floor in filter(is_meant, self._minimums.floors):
-            self._state(floor).is_stopped = True
         stopped = [instance for instance in self._fleet.instances.values() if is_meant(instance.version)]
+        wanted = {*self._minimums.floors, *self._expected.book.versions(), *(each.version for each in stopped)}
         for instance in stopped:
             self._fleet.retire(instance, "stopped by request")
+        for each in filter(is_meant, wanted):
+            self._state(each).is_stopped = True
         return stopped
+
+    def explain(self, instance: Instance) -> str:
+        """Why an instance is up."""
+        return self._expected.explain(instance)
 
     # What has happened: FleetEvents
 
     def on_ready(self, instance: Instance) -> None:
-        """Forget earlier failures."""
+        """Forget earlier failures, and that it was stopped: somebody has called it since."""
         state = self._state(instance.version)
-        state.failures, state.blocked_until, state.unable = 0, 0.0, None
+        state.forgive()
+        state.is_stopped = False
+        self._expected.on_ready(instance)
 
     def on_start_failed(self, instance: Instance, failure: StartFailed) -> None:
         """Back off, and tell those who wait, unless others serve them."""
@@ -163,10 +162,10 @@ class Control:
             return
         now = self._clock()
         if not instance.retired and instance.state == "ready" and now - instance.ready_at < _SHORT_LIFE_S:
-            self._state(instance.version).rest_until = now + _SHORT_LIFE_S  # its minimum would be a storm
-        if self._unmet:
+            self._state(instance.version).rest_until = now + _SHORT_LIFE_S  # its minimum, or hold, would be a storm
+        if self._unmet or self._expected.book.is_alive(now):
             self._reconcile(self._unmet.copy())
-        self._look_soon(instance.version)
+        self._looks.soon(instance.version)
 
     # Deciding and doing
 
@@ -176,13 +175,16 @@ class Control:
         now = self._clock()
         self._fleet.observe(now)
         views = [instance.view for instance in self._fleet.instances.values()]
-        wanted = {*waiting, *self._minimums.floors, *(view.version for view in views)}
+        held = self._expected.book.held(now)
+        if held:  # what is only expected must know of all calls that wait for a place
+            waiting = {**self._unmet, **waiting}
+        wanted = {*waiting, *self._minimums.floors, *held, *(view.version for view in views)}
         versions = {version: view for version in wanted if (view := self._view(version, now)) is not None}
         refused: set[VersionId] = set()
         for action in reconcile(versions, views, waiting, self._settings.capacity, now):
             match action:
-                case Launch(version=version, place=place, reason=reason):
-                    self._fleet.launch(version, versions[version].options, place, reason)
+                case Launch(version=version, place=place, reason=reason, key=key):
+                    self._fleet.launch(version, versions[version].options, place, reason, key)
                     if version in waiting:
                         self._beat(version, waiting[version])
                 case Retire(instance=name, reason=reason):
@@ -206,12 +208,23 @@ class Control:
         else:
             return None
         state = self._states.get(version)
-        minimum = self._minimums.floors.get(version, 0)
-        if state is None:
-            return VersionView(version=version, options=options, minimum=minimum)
-        if state.is_stopped or now < state.rest_until:
-            minimum = 0
-        return VersionView(version=version, options=options, minimum=minimum, blocked_until=state.blocked_until)
+        minimum, blocked_until = self._minimums.floors.get(version, 0), 0.0
+        hold = self._expected.hold(version, options, now)
+        if hold is not None and ((manifest is not None and manifest.pipeline) or not self._is_published(version)):
+            hold = None
+        if state is not None:
+            blocked_until = state.blocked_until
+            if state.is_stopped or now < state.rest_until:
+                minimum, hold = 0, None
+        return VersionView(
+            version=version,
+            options=options,
+            minimum=minimum,
+            blocked_until=blocked_until,
+            hold=hold,
+            is_managed=self._expected.manages(version, options, now),
+            unheld_since=self._expected.book.unheld_since(version, now),
+        )
 
     def _may_launch(self, version: VersionId, state: VersionState) -> bool:
         """Whether a version without an instance can have one now; if not, tell those who wait, or read its manifest."""
@@ -221,7 +234,7 @@ class Control:
             return False
         manifest = self._bundles.known_manifest(version)
         if manifest is None:
-            self._learn(version, state)
+            self._learning.begin(version)
             return False
         if manifest.pipeline:
             self._refusals.tell(version, no_instance_of(version))
@@ -230,71 +243,35 @@ class Control:
 
     def _failed(self, version: VersionId, failure: StartFailed) -> None:
         state = self._state(version)
-        state.failures += 1
-        wait_s = min(_BACK_OFF_LAST_S, _BACK_OFF_FIRST_S * 2 ** min(state.failures - 1, 16))
-        state.blocked_until = self._clock() + wait_s
+        wait_s = state.fail(failure, self._clock())
         log.warning(
             "start_failed", version=str(version), code=failure.code, error=failure.message,
             failures=state.failures, next_try_in_s=wait_s,
         )  # fmt: skip
-        # A registry that restarts, a fork that failed for once: those who wait need not hear of it.
-        is_final = failure.blame == "version" or state.failures > _SILENT_TRIES
-        state.unable = messages.Unable(code=failure.code, message=failure.message) if is_final else None
         if state.unable is not None and not any(each.state == "ready" for each in self._fleet.of_version(version)):
             self._refusals.tell(version, state.unable)
 
-    def _learn(self, version: VersionId, state: VersionState) -> None:
-        if not state.is_learning:
-            state.is_learning = True
-            self._begin(self._learning(version, state), f"learn {version}")
+    def _learn_held(self) -> None:
+        """Read the manifests of what is held, or will be, so that its launch need not wait for them."""
+        now = self._clock()
+        for version in self._expected.book.versions():
+            if self._bundles.known_manifest(version) is None and self._is_published(version):
+                state = self._states.get(version)
+                if state is None or now >= state.blocked_until:
+                    self._learning.begin_ahead(version)
 
-    async def _learning(self, version: VersionId, state: VersionState) -> None:
-        try:
-            await self._bundles.manifest(version)
-        except (BrokerError, BadArchive) as error:
-            self._failed(version, as_failure(version, error))
-        else:
-            if self._may_launch(version, state):
-                self._reconcile({version: 1})
-                self._look_soon(version)
-        finally:
-            state.is_learning = False
+    def _on_known(self, version: VersionId, is_called: bool) -> None:
+        if not is_called:
+            self._reconcile({})
+        elif self._may_launch(version, self._state(version)):
+            self._reconcile({version: 1})
+            self._looks.soon(version)
 
     # The loops
 
-    def _look_soon(self, version: VersionId) -> None:
-        self._looks.add(version)
-        self._paces.setdefault(version, (self._clock(), self._fleet.runs_total(version)))
-        self._wake_look.set()
-
     async def _look(self) -> None:
-        """Count what still waits a moment after somebody asked, and launch what that needs."""
-        await self._wake_look.wait()
-        await asyncio.sleep(LOOK_AFTER_S)
-        self._wake_look.clear()
-        # One that has just become ready is taking what waits: look again before another is started.
-        just_now = self._clock() - LOOK_AFTER_S
-        early = {
-            version for version in self._looks if any(i.ready_at > just_now for i in self._fleet.of_version(version))
-        }
-        wanted, self._looks = self._looks - early, early
-        if early:
-            self._wake_look.set()
-        waiting = await self._parking.waiting_for(wanted)
-        now = self._clock()
-        soon = {version for version, count in waiting.items() if count > 0 and self._drains_soon(version, count, now)}
-        for version in soon:
-            self._look_soon(version)
-        for version in wanted - soon:
-            self._paces.pop(version, None)
-        self._serve({version: count for version, count in waiting.items() if count > 0 and version not in soon})
-
-    def _drains_soon(self, version: VersionId, waiting: int, now: float) -> bool:
-        """Whether its instances, as they have worked since the last look, need no help with what waits."""
-        total = self._fleet.runs_total(version)
-        then, total_then = self._paces.get(version, (now, total))
-        self._paces[version] = (now, total)
-        return waiting * (now - then) < _DRAIN_SOON_S * (total - total_then)
+        """Launch what those need who have waited for a moment."""
+        self._serve(await self._looks.next())
 
     async def _cast_net(self) -> None:
         """Count everything that waits: demands may be lost, and those who wait are told how things stand."""
@@ -309,7 +286,7 @@ class Control:
         self._serve({version: n for version, n in waiting.items() if not self._fleet.of_version(version)})
         for version in waiting:
             if self._fleet.of_version(version):
-                self._look_soon(version)
+                self._looks.soon(version)
         await self._forget_unused(waiting)
 
     def _serve(self, waiting: Mapping[VersionId, int]) -> None:
@@ -325,6 +302,7 @@ class Control:
 
     async def _keep_house(self) -> None:
         """Retire what is idle, and keep minimums."""
+        self._learn_held()
         self._reconcile({})
 
     async def _forever(self, turn: Callable[[], Coroutine[object, object, None]], pause_s: float) -> None:
@@ -355,7 +333,8 @@ class Control:
         """What is published anew starts anew: no instance of the old content goes on, no old failure counts."""
         for version, state in self._states.items():
             if version.algorithm == algorithm:
-                state.failures, state.blocked_until, state.unable, state.is_stopped = 0, 0.0, None, False
+                state.forgive()
+                state.is_stopped = False
         for version in known.keys() | {each for each in self._states if each.algorithm == algorithm}:
             self._bundles.forget(version, known.get(version, ""))
         for instance in list(self._fleet.instances.values()):
@@ -369,7 +348,8 @@ class Control:
 
     async def _forget_unused(self, waiting: Mapping[VersionId, int]) -> None:
         """Drop consumers and memories of versions that nobody has wanted for a while."""
-        busy = {*waiting, *(instance.version for instance in self._fleet.instances.values())}
+        running = (instance.version for instance in self._fleet.instances.values())
+        busy = {*waiting, *running, *self._expected.book.versions()}
         now = self._clock()
         for version in busy & self._states.keys():
             self._states[version].used_at = now
@@ -391,8 +371,3 @@ class Control:
             self._publish(subjects.fleet(version), codec.encode(message))
         except BrokerError as error:
             log.warning("fleet_message_lost", version=str(version), error=str(error))
-
-    def _begin(self, coroutine: Coroutine[object, object, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -50,6 +50,7 @@ class Fleet:
     """Starts, follows and retires instances.
 
     `prepare` fetches what one is started from, `sign` makes its token, `route_key` is with what it checks route tokens.
+    `on_change` is called whenever one has begun or ended to be there, to be ready, to work; it must not wait.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Fleet:
     ) -> None:
         self.instances: dict[str, Instance] = {}
         self.events: FleetEvents | None = None
+        self.on_change: Callable[[], None] = lambda: None
         self._settings, self._driver, self._route_key = settings, driver, route_key
         self._publish, self._sign, self._prepare, self._clock = publish, sign, prepare, clock
         self._numbers = itertools.count(1)
@@ -91,26 +93,29 @@ class Fleet:
                 return phase
         return "queued"
 
-    def observe(self, now: float) -> None:
+    def observe(self, now: float, some: Iterable[Instance] | None = None) -> None:
         """Look at every instance, so that what is decided is decided on how things stand at this moment."""
-        for instance in self.instances.values():
+        for instance in self.instances.values() if some is None else some:
             if instance.state == "starting" and instance.process is not None:
                 self._notice_ready(instance, instance.process, now)
-            instance.observe(now)
+            if instance.observe(now):
+                self.on_change()
 
-    def launch(self, version: VersionId, options: Options, place: Place, reason: str) -> Instance:
-        """Begin an instance; it counts from now on, and its process follows."""
+    def launch(self, version: VersionId, options: Options, place: Place, reason: str, key: str = "") -> Instance:
+        """Begin an instance; it counts from now on, and its process follows. `key` is that of the hold it is for."""
         instance = Instance(
             id=f"{self._settings.launcher}-{next(self._numbers)}",
             version=version,
             options=options,
             place=place,
             reason=reason,
+            key=key,
             launched_at=self._clock(),
             since=time.time(),
         )
         self.instances[instance.id] = instance
         self._begin(self._follow(instance), instance.id)
+        self.on_change()
         return instance
 
     def retire(self, instance: Instance, reason: str, grace_s: float | None = None) -> None:
@@ -121,6 +126,7 @@ class Fleet:
             self._notice_ready(instance, instance.process, self._clock())
         log.info("instance_retired", instance=instance.id, version=str(instance.version), reason=reason)
         instance.state, instance.retired = "draining", reason
+        self.on_change()
         if grace_s is None:
             timeout_s = instance.options.timeout_s
             grace_s = self._settings.drain_s if timeout_s is None else min(timeout_s, self._settings.drain_s)
@@ -161,6 +167,7 @@ class Fleet:
             log.info("instance_died", instance=instance.id, version=str(instance.version), reason=reason, detail=detail)
             self._begin(self._prune_logs(instance.version), f"prune logs of {instance.version}")
             instance.is_over.set()
+            self.on_change()
             if self.events is not None:
                 if failure is not None:
                     self.events.on_start_failed(instance, failure)
@@ -255,6 +262,7 @@ class Fleet:
         instance.state = "ready"
         instance.start_ms = round((now - instance.launched_at) * 1e3)
         instance.ready_at = instance.idle_since = now
+        self.on_change()
         self._say(instance.version, messages.Ready(instance=instance.id, start_ms=instance.start_ms))
         log.info("instance_ready", instance=instance.id, version=str(instance.version), start_ms=instance.start_ms)
         if self.events is not None:

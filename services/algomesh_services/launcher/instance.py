@@ -37,13 +37,17 @@ class StartFailed:
 
 @dataclass(eq=False, kw_only=True)
 class Instance:
-    """One instance; times are of the monotonic clock in seconds, but for `since`, seconds since the epoch."""
+    """One instance; times are of the monotonic clock in seconds, but for `since`, seconds since the epoch.
+
+    `key` names the hold it was launched for; it is empty when a call waited, or a minimum wanted it.
+    """
 
     id: str
     version: VersionId
     options: Options
     place: Place
     reason: str
+    key: str = ""
     launched_at: float
     since: float
     state: State = "starting"
@@ -53,6 +57,7 @@ class Instance:
     ready_at: float = 0.0
     idle_since: float = 0.0
     runs_total: int = 0
+    is_working: bool = False
     retired: str = ""
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -66,12 +71,16 @@ class Instance:
         """Runs under way."""
         return 0 if self.process is None else self.process.watch.active
 
-    def observe(self, now: float) -> None:
-        """Look whether it is working, or has worked since the last look."""
-        if self.process is not None:
-            total = self.process.watch.runs_total
-            if self.process.watch.active or total != self.runs_total:
-                self.idle_since, self.runs_total = now, total
+    def observe(self, now: float) -> bool:
+        """Look whether it works, or has worked since the last look; return whether it has begun or ended to."""
+        if self.process is None:
+            return False
+        watch = self.process.watch
+        was_working, self.is_working = self.is_working, watch.active > 0
+        has_worked = watch.runs_total != self.runs_total
+        if self.is_working or has_worked:
+            self.idle_since, self.runs_total = now, watch.runs_total
+        return self.is_working != was_working or (has_worked and not self.is_working)
 
     @property
     def view(self) -> InstanceView:

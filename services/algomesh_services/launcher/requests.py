@@ -51,7 +51,8 @@ class Requests:
         platform.unpack(Ps, body)
         chosen = [each for each in self._fleet.instances.values() if request.algorithm in ("", each.version.algorithm)]
         memory = await asyncio.to_thread(_measure, chosen)  # milliseconds each
-        rows = [_row(instance, memory_bytes) for instance, memory_bytes in zip(chosen, memory, strict=True)]
+        explain = self._control.explain
+        rows = [_row(each, explain(each), memory_bytes) for each, memory_bytes in zip(chosen, memory, strict=True)]
         return InstanceRows(instances=sorted(rows, key=lambda row: (row.algorithm, row.version, row.since)))
 
     async def _stop(self, request: PlatformRequest, body: bytes) -> Done:
@@ -78,7 +79,7 @@ class Requests:
         return LogLines(lines=lines)
 
 
-def _row(instance: Instance, memory_bytes: int) -> InstanceRow:
+def _row(instance: Instance, reason: str, memory_bytes: int) -> InstanceRow:
     return InstanceRow(
         algorithm=instance.version.algorithm,
         version=str(instance.version.version),
@@ -87,7 +88,7 @@ def _row(instance: Instance, memory_bytes: int) -> InstanceRow:
         state=instance.state,
         load=instance.load,
         since=instance.since,
-        reason=instance.reason,
+        reason=reason,
         start_ms=instance.start_ms,
         memory_bytes=memory_bytes,
         note=instance.place.note,

@@ -18,6 +18,7 @@ from algomesh_broker.credentials import program_identity, read_route_key, read_s
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import sign_instance_token
+from algomesh_broker.names import VersionId
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.launcher import isolation
 from algomesh_services.launcher.bundles import Bundles
@@ -26,6 +27,8 @@ from algomesh_services.launcher.control import Control
 from algomesh_services.launcher.demand import hear_demand
 from algomesh_services.launcher.driver import Driver, LaunchFailed
 from algomesh_services.launcher.fleet import Fleet
+from algomesh_services.launcher.holds import hear_holds
+from algomesh_services.launcher.machine import MachineReport
 from algomesh_services.launcher.parking import Parking
 from algomesh_services.launcher.process_driver import ProcessDriver
 from algomesh_services.launcher.programs import Programs
@@ -127,7 +130,12 @@ async def _serve(
             route_key=route_key,
         )
         bundles.in_use = fleet.digests
-        control = Control(settings, fleet, parking, bundles, publish=connection.publish)
+        control = Control(
+            settings, fleet, parking, bundles, publish=connection.publish, is_published=_published_in(directory)
+        )
+        machine = MachineReport(
+            settings.launcher, fleet, publish=connection.publish, is_connected=lambda: connection.is_connected
+        )
         requests = Requests(connection, fleet, control, settings.logs)
 
         async with asyncio.TaskGroup() as tasks:
@@ -136,18 +144,19 @@ async def _serve(
                 tasks.create_task(claims.keep_swept(), name="sweep claims"),
                 tasks.create_task(_keep_warm(driver), name="warm"),
                 tasks.create_task(control.run(), name="control"),
+                tasks.create_task(machine.run(), name="machine"),
             ]
             _follow_directory(directory, control)
             _restore_after_reconnect(admin.connection, tasks, control, claims, results)
             await requests.open()
             demand = await hear_demand(connection, control.on_demand)
-            capacity = settings.capacity
+            holds = await hear_holds(connection, control.on_holds)
             log.info(
                 "ready",
                 program=PROGRAM,
                 launcher=settings.launcher,
-                memory_bytes=capacity.memory_bytes,
-                gpus=len(capacity.gpus),
+                memory_bytes=settings.capacity.memory_bytes,
+                gpus=len(settings.capacity.gpus),
             )
             begun.set()
             on_ready()
@@ -156,10 +165,12 @@ async def _serve(
             log.info("stopping", program=PROGRAM, instances=len(fleet.instances))
             control.close()
             demand.leave()
+            holds.leave()
             await fleet.close(settings.stop_s)
             await requests.close()
             for task in working:
                 task.cancel()
+        machine.say()
         # Only now: who hears it sends again what its instances were doing.
         with contextlib.suppress(BrokerError):
             connection.publish(subjects.host_beat(settings.launcher), _host_beat(settings.launcher, is_alive=False))
@@ -174,6 +185,16 @@ def _follow_directory(directory: Directory, control: Control) -> None:
     for entry in directory.entries():
         control.on_entry(entry)
     directory.on_change.append(changed)
+
+
+def _published_in(directory: Directory) -> Callable[[VersionId], bool]:
+    """Whether an algorithm's version is in the directory; named pipelines have no instances, and do not count."""
+
+    def is_published(version: VersionId) -> bool:
+        entry, number = directory.entry(version.algorithm), str(version.version)
+        return entry is not None and any(each.version == number and not each.pipeline for each in entry.versions)
+
+    return is_published
 
 
 def _restore_after_reconnect(
