@@ -14,7 +14,8 @@ _CRLF = b"\r\n"
 _LONGEST_LINE = 64 * 1024
 _VIEW_FROM_BYTES = 16 * 1024
 NO_RESPONDERS = 503
-_MOST_CHECKED: Final = 4096
+_MOST_KEPT: Final = 4096
+_LONGEST_KEPT: Final = 512
 
 
 class Message(Struct, frozen=True, gc=False):
@@ -52,6 +53,7 @@ class Parser:
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self._chunks: list[bytes] = []
+        self._heads: dict[bytes, tuple[int, str, str]] = {}
         self._buffered = 0
         self._needed = 0
 
@@ -85,31 +87,42 @@ class Parser:
             after = end + 2
             kind = data[at]
             if kind == 77:  # MSG <subject> <sid> [reply] <size>
-                fields = data[at:end].split()
-                body = int(fields[-1])
-                if after + body + 2 > size:
-                    self._needed = after + body + 2 - at
+                last = data.rfind(b" ", at, end)
+                stop = after + int(data[last:end])
+                if stop + 2 > size:
+                    self._needed = stop + 2 - at
                     return at
-                reply = fields[3].decode() if len(fields) == 5 else ""
-                payload = _cut(data, after, after + body)
-                at = after + body + 2
-                receiver.on_message(int(fields[2]), Message(fields[1].decode(), reply, payload))
+                head = data[at:last]
+                sid, subject, reply = self._heads.get(head) or self._read_head(head)
+                at = stop + 2
+                payload = data[after:stop] if stop - after < _VIEW_FROM_BYTES else memoryview(data)[after:stop]
+                receiver.on_message(sid, Message(subject, reply, payload))
             elif kind == 72:  # HMSG <subject> <sid> [reply] <header size> <size>
                 fields = data[at:end].split()
-                head, body = int(fields[-2]), int(fields[-1])
-                if after + body + 2 > size:
-                    self._needed = after + body + 2 - at
+                start, stop = after + int(fields[-2]), after + int(fields[-1])
+                if stop + 2 > size:
+                    self._needed = stop + 2 - at
                     return at
                 reply = fields[3].decode() if len(fields) == 6 else ""
-                status, headers = parse_headers(data[after : after + head])
-                payload = _cut(data, after + head, after + body)
-                at = after + body + 2
+                status, headers = parse_headers(data[after:start])
+                at = stop + 2
+                payload = data[start:stop] if stop - start < _VIEW_FROM_BYTES else memoryview(data)[start:stop]
                 receiver.on_message(int(fields[2]), Message(fields[1].decode(), reply, payload, status, headers))
             else:
                 line = data[at:end]
                 at = after
                 self._operation(line)
         return at
+
+    def _read_head(self, head: bytes) -> tuple[int, str, str]:
+        """Subscription, subject and reply of a message. The same few come again and again, so they are kept."""
+        fields = head.split()
+        known = int(fields[2]), fields[1].decode(), fields[3].decode() if len(fields) == 4 else ""
+        if len(head) <= _LONGEST_KEPT:
+            if len(self._heads) >= _MOST_KEPT:
+                self._heads.clear()
+            self._heads[head] = known
+        return known
 
     def _operation(self, line: bytes) -> None:
         word = line[:5].upper()
@@ -123,10 +136,6 @@ class Parser:
             self.receiver.on_error(line[5:].decode(errors="replace").strip().strip("'"))
         elif not word.startswith(b"+OK"):
             raise BadMessage(f"the server said {line[:40]!r}; is this a NATS port?")
-
-
-def _cut(data: bytes, start: int, end: int) -> bytes | memoryview:
-    return data[start:end] if end - start < _VIEW_FROM_BYTES else memoryview(data)[start:end]
 
 
 def parse_headers(raw: bytes) -> tuple[int, dict[str, str]]:
@@ -152,12 +161,14 @@ class Publisher:
 
     def format(self, subject: str, payload: bytes, reply: str = "") -> bytes:
         """PUB with its payload, ready to be written. Raises BadName for what is no subject."""
-        head = self._checked.get((subject, reply))
-        if head is None:
-            if len(self._checked) >= _MOST_CHECKED:
-                self._checked.clear()
-            head = self._checked[subject, reply] = b"PUB %b " % _address(subject, reply)
+        head = self._checked.get((subject, reply)) or self._check(subject, reply)
         return b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+
+    def _check(self, subject: str, reply: str) -> bytes:
+        if len(self._checked) >= _MOST_KEPT:
+            self._checked.clear()
+        head = self._checked[subject, reply] = b"PUB %b " % _address(subject, reply)
+        return head
 
 
 def _address(subject: str, reply: str) -> bytes:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from algomesh import content as contents
 from algomesh import errors
 from algomesh.allowance import OWN_BUDGET, TOO_MANY, Allowance
-from algomesh.chain import Chain, chain_alone, chain_of_route
+from algomesh.chain import ANYWHERE, Chain, chain_alone, chain_of_route
 from algomesh.claiming import is_large
 from algomesh.content import Content
 from algomesh.lane import Lane
@@ -37,7 +37,7 @@ _MOST_KNOWN: Final = 4096
 _AHEAD: Final = 8
 
 
-class Trip(Struct, frozen=True, kw_only=True):
+class Trip(Struct, frozen=True):
     """One journey along a route, on whose behalf and until when; `deadline` is the loop's time.
 
     `agent` is the step that sends: HEAD for the sender of the whole, else the step of the joining instance.
@@ -117,7 +117,7 @@ class Conductor:
 
     def new_run(self) -> str:
         """An id that no other run has."""
-        return f"{self._random.getrandbits(128):032x}"
+        return self._random.randbytes(16).hex()
 
     async def run(
         self, trip: Trip, at: int, content: Content | AsyncIterator[Content], tally: Tally, run: str = ""
@@ -216,7 +216,7 @@ class Conductor:
                     at = after
                     continue
                 at = after
-                parts = PartStream(self._lane, await self._order(trip, at, content, run))
+                parts = PartStream(self._lane, await self._budgeted(trip, at, content, run))
                 async with aclosing(parts.parts()) as coming:
                     async for part in coming:
                         yield part
@@ -320,33 +320,40 @@ class Conductor:
 
     async def _send(self, trip: Trip, at: int, content: Content, tally: Tally, run: str) -> Content:
         """One chain of calls: to its first stage, and back from its last."""
-        result, pending = await self._lane.call(await self._order(trip, at, content, run))
+        if trip.allowance is None:
+            chain = self._chain(trip, at)
+            order = self._order(trip, at, content, run, chain, OWN_BUDGET // len(chain.stages))
+        else:
+            order = await self._budgeted(trip, at, content, run)
+        result, pending = await self._lane.call(order)
         tally.add(result, pending)
         return Content(result.content_type, result.detail, result.payload)
 
-    async def _order(self, trip: Trip, at: int, content: Content, run: str) -> Order:
-        route, place = trip.route, trip.route.places[at]
+    async def _budgeted(self, trip: Trip, at: int, content: Content, run: str) -> Order:
+        """The order, once its runs have been counted. Raises BudgetExceeded."""
+        chain = self._chain(trip, at)
+        return self._order(trip, at, content, run, chain, await self.budget(trip.allowance, len(chain.stages)))
+
+    def _order(self, trip: Trip, at: int, content: Content, run: str, chain: Chain, budget: int) -> Order:
         run = run or self.new_run()
-        grant = b"" if trip.granted is None else trip.granted.token
-        chain = self._chain(route, at, is_granted=bool(grant))
-        runs = len(chain.stages)
-        budget = OWN_BUDGET // runs if trip.allowance is None else await self.budget(trip.allowance, runs)
+        root = trip.root or run
+        granted = trip.granted
         return Order(
-            version=place.version,
-            content=content,
-            deadline=trip.deadline,
-            chain=chain,
-            run=run,
-            root=trip.root or run,
-            parent=trip.parent,
-            root_caller=trip.root_caller,
-            depth=trip.depth,
-            budget=budget,
-            traceparent=traceparent(trip.root or run, run),
-            grant=grant,
-            at=at if grant else -1,
-            is_hop=trip.agent != HEAD,
-            is_near=trip.is_near,
+            trip.route.places[at].version,
+            content,
+            trip.deadline,
+            run,
+            root,
+            trip.parent,
+            trip.root_caller,
+            trip.depth,
+            budget,
+            traceparent(root, run),
+            chain,
+            b"" if granted is None else granted.token,
+            ANYWHERE if granted is None else at,
+            trip.agent != HEAD,
+            trip.is_near,
         )
 
     async def budget(self, allowance: Allowance | None, runs: int) -> int:
@@ -360,12 +367,13 @@ class Conductor:
             await self._leases.take(allowance, runs)
         return max(0, budget)
 
-    def _chain(self, route: Route, at: int, *, is_granted: bool) -> Chain:
+    def _chain(self, trip: Trip, at: int) -> Chain:
+        route = trip.route
         chain = self._chains.get((route.data, at))
         if chain is None:
             if len(self._chains) >= _MOST_KNOWN:
                 self._chains.clear()
-            chain = chain_of_route(route, at) if is_granted else chain_alone(route, at)
+            chain = chain_alone(route, at) if trip.granted is None else chain_of_route(route, at)
             self._chains[route.data, at] = chain
         return chain
 

@@ -35,6 +35,7 @@ log = get_logger("algomesh.lane")
 _HOMELESS_S: Final = 5.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
+_NOBODY: Final[list[str]] = []
 _MOST_KNOWN: Final = 4096
 
 
@@ -142,31 +143,34 @@ class Lane:
         subject, chain = self._facts(order)
         # A number is used again and again: nats-server caches what it knows of a subject, and few are enough.
         call_id = self._free_ids.pop() if self._free_ids else format(next(self._ids), "x")
+        content = order.content
         call = messages.Call(
-            run=order.run,
-            root=order.root,
-            parent=order.parent,
-            root_caller=order.root_caller,
-            session=self._session,
-            call=call_id,
-            time_left_ms=self._left_ms(order.deadline),
-            depth=order.depth,
-            budget=order.budget,
-            content_type=order.content.content_type,
-            detail=order.content.detail,
-            payload=memoryview(order.content.payload),
-            traceparent=order.traceparent,
-            grant=order.grant,
-            at=order.at,
-            reply_to=self._caller if order.is_hop else "",
-            credit=order.credit,
-            is_near=order.is_near and self._fleet.shared_host != "",
+            order.run,
+            order.root,
+            order.parent,
+            order.root_caller,
+            1,
+            self._session,
+            call_id,
+            self._left_ms(order.deadline),
+            order.depth,
+            order.budget,
+            content.content_type,
+            content.detail,
+            memoryview(content.payload),
+            order.traceparent,
+            order.grant,
+            order.at,
+            self._caller if order.is_hop else "",
+            order.credit,
+            0.0,
+            "",
+            _NOBODY,
+            order.is_near and self._fleet.shared_host != "",
         )
-        if order.content.size_bytes > self._connection.max_payload - _MARGIN_BYTES:
+        if content.size_bytes > self._connection.max_payload - _MARGIN_BYTES:
             limit = self._connection.max_payload - _MARGIN_BYTES
-            raise errors.PayloadTooLarge(
-                f"{PayloadTooLarge(order.content.size_bytes, limit)}; {_LARGE}", stage=str(version)
-            )
+            raise errors.PayloadTooLarge(f"{PayloadTooLarge(content.size_bytes, limit)}; {_LARGE}", stage=str(version))
         future = self._loop.create_future()
         pending = Pending(version, call, subject, order.deadline, chain, future, order.on_part, order.on_progress)
         self._pending[call_id] = pending
@@ -214,6 +218,7 @@ class Lane:
             version=pending.version,
             demander=self._caller,
             call=pending.call,
+            stages=pending.chain.after,
         )
 
     def _park_later(self, pending: Pending) -> None:

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from typing import Final, Self
 
+from msgspec.structs import replace
+
 from algomesh import errors
 from algomesh.allowance import OWN_BUDGET, Allowance
 from algomesh.claiming import is_claimed
@@ -132,21 +134,21 @@ class NatsTransport:
         if origin is None:
             deadline = self._loop.time() + timeout_s
         else:
-            root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, str(version))
+            root, parent, root_caller, depth, allowance, deadline = self._origin(timeout_s, origin, str(version))
             budget = await self.conductor.budget(allowance, 1)
         result, pending = await self.lane.call(
             Order(
-                version=version,
-                content=content,
-                deadline=deadline,
+                version,
+                content,
+                deadline,
+                run,
+                root,
+                parent,
+                root_caller,
+                depth,
+                budget,
+                traceparent(root, run),
                 attempts=entry.attempts,
-                run=run,
-                root=root,
-                parent=parent,
-                root_caller=root_caller,
-                depth=depth,
-                budget=budget,
-                traceparent=traceparent(root, run),
             )
         )
         output = Content(result.content_type, result.detail, result.payload)
@@ -172,10 +174,13 @@ class NatsTransport:
     async def _travel(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
         """Several: by a route, under its token."""
         began = time.perf_counter()
-        trip, run = await self._trip(pipeline, timeout_s, origin)
+        trip, run = self._trip(pipeline, timeout_s, origin)
+        if trip.granted is None and trip.route.needs_grant:
+            trip = replace(trip, granted=await self._grants.fetch(trip.route, timeout_s))
         tally = Tally()
         output = await self.conductor.run(trip, 0, content, tally, run)
-        output = await self._read(output, tally.writers, trip.root, trip.deadline)
+        if tally.writers or is_claimed(output.content_type, output.payload):
+            output = await self._read(output, tally.writers, trip.root, trip.deadline)
         return Response(output, tally.metadata(output.content_type, time.perf_counter() - began, run))
 
     async def stream(
@@ -188,7 +193,9 @@ class NatsTransport:
     ) -> AsyncGenerator[Content, None]:
         """Run a pipeline and give its parts as they come; see `Transport.stream`."""
         began = time.perf_counter()
-        trip, run = await self._trip(pipeline, timeout_s, origin)
+        trip, run = self._trip(pipeline, timeout_s, origin)
+        if trip.granted is None and trip.route.needs_grant:
+            trip = replace(trip, granted=await self._grants.fetch(trip.route, timeout_s))
         tally = Tally()
         kind: ContentType = "json"
         async with aclosing(self.conductor.stream(trip, items, tally, run)) as parts:
@@ -207,25 +214,15 @@ class NatsTransport:
             self.lane.release(writers, root)
         return output
 
-    async def _trip(self, pipeline: Pipeline, timeout_s: float, origin: Origin | None) -> tuple[Trip, str]:
-        """Everything a journey needs, and the id of its run."""
+    def _trip(self, pipeline: Pipeline, timeout_s: float, origin: Origin | None) -> tuple[Trip, str]:
+        """Everything a journey needs, but for a token that is to be fetched first; and the id of its run."""
         route = self._route(pipeline)
+        granted = self._grants.known(route, timeout_s) if route.needs_grant else None
         run = self.conductor.new_run()
-        root, parent, root_caller, depth, allowance, deadline = self._origin(run, timeout_s, origin, "")
-        granted = None
-        if route.needs_grant:
-            granted = self._grants.known(route, timeout_s) or await self._grants.fetch(route, timeout_s)
-        trip = Trip(
-            granted=granted,
-            route=route,
-            root=root,
-            parent=parent,
-            root_caller=root_caller,
-            deadline=deadline,
-            depth=depth,
-            allowance=allowance,
-        )
-        return trip, run
+        if origin is None:
+            return Trip(granted, route, run, "", self._caller, self._loop.time() + timeout_s), run
+        root, parent, root_caller, depth, allowance, deadline = self._origin(timeout_s, origin, "")
+        return Trip(granted, route, root, parent, root_caller, deadline, depth, allowance), run
 
     def _route(self, pipeline: Pipeline) -> Route:
         """The pipeline with every version resolved; made once for as long as the directory stays as it is."""
@@ -248,18 +245,14 @@ class NatsTransport:
                 self._routes[pipeline] = route
         return route
 
-    def _origin(
-        self, run: str, timeout_s: float, origin: Origin | None, stage: str
-    ) -> tuple[str, str, str, int, Allowance | None, float]:
-        """Root, parent, root caller, depth, allowance and deadline of a call. Raises DepthExceeded."""
-        deadline = self._loop.time() + timeout_s
-        if origin is None:
-            return run, "", self._caller, 0, None, deadline
+    def _origin(self, timeout_s: float, origin: Origin, stage: str) -> tuple[str, str, str, int, Allowance, float]:
+        """Root, parent, root caller, depth, allowance and deadline of a run's call. Raises DepthExceeded."""
         depth = origin.depth + 1
         if depth > DEEPEST:
             raise errors.DepthExceeded(f"{DEEPEST} algorithms called one another in a row", stage=stage)
         allowance = origin.allowance or Allowance(origin.root, origin.budget)
-        return origin.root, origin.run, origin.root_caller, depth, allowance, min(deadline, origin.deadline)
+        deadline = min(self._loop.time() + timeout_s, origin.deadline)
+        return origin.root, origin.run, origin.root_caller, depth, allowance, deadline
 
     async def close(self) -> None:
         """Let go of the connection; calls under way fail."""

@@ -63,6 +63,24 @@ def test_operations_are_put_together_from_pieces_of_any_size(size: int) -> None:
     assert heard.said == SAID
 
 
+def test_what_came_before_is_told_from_what_is_new() -> None:
+    heard = Heard()
+    parser = Parser(heard)
+
+    for reply in ("", "re.ply", "r" * 600):
+        for body in (b"one", b"three"):
+            parser.feed(b"MSG a.b 12 %b%d\r\n%b\r\n" % (f"{reply} ".encode() if reply else b"", len(body), body))
+
+    assert heard.said == [
+        (12, "a.b", reply, body, 0) for reply in ("", "re.ply", "r" * 600) for body in (b"one", b"three")
+    ]
+
+
+def test_a_message_without_a_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        Parser(Heard()).feed(b"MSG a.b 1 five\r\nhello\r\n")
+
+
 def test_a_large_payload_arrives_whole() -> None:
     heard = Heard()
     parser = Parser(heard)

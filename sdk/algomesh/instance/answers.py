@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from algomesh import content, errors
 from algomesh.instance.job import Job
 from algomesh.instance.record import Record
+from algomesh.instance.sightings import Sightings
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
 from algomesh_broker.connection import Connection
@@ -35,6 +36,7 @@ class Answers:
         self._ready_ns = ready_ns
         self._start_ms = max(0, ready_ns - boot.launched_ns) // 1_000_000
         self._record = Record(connection, version)
+        self._sightings = Sightings(connection, version)
         # Made once: they are in every answer and every record.
         self._stage, self._algorithm, self._number = str(version), version.algorithm, str(version.version)
         self._replies = subjects.replies_of(version.caller)
@@ -45,8 +47,9 @@ class Answers:
         return (time.monotonic_ns() - self._ready_ns) // 1_000_000
 
     def flush(self) -> None:
-        """Send what the record holds."""
+        """Send what the record and the sightings hold."""
         self._record.flush()
+        self._sightings.flush()
 
     def began(self, job: Job) -> None:
         """Record that a run has begun."""
@@ -72,20 +75,21 @@ class Answers:
         if isinstance(outcome, content.Content):
             place = None if kept_at < 0 or job.granted is None else job.granted.route.places[kept_at]
             result = messages.Result(
-                run=call.run,
-                attempt=call.attempt,
-                instance=self._instance,
-                version=self._number if place is None else str(place.version.version),
-                content_type=outcome.content_type,
-                detail=outcome.detail,
-                payload=memoryview(outcome.payload),
-                queued_ms=(job.started - job.arrived) * 1000,
-                compute_ms=call.spent_ms + took_s * 1000 if spent_ms is None else spent_ms,
-                ready_ms=self.ready_ms if job.is_parked else 0,
-                at=call.at if place is None else kept_at,
-                parts=parts,
-                cached=job.is_cached,
-                writers=job.writers,
+                call.run,
+                call.attempt,
+                self._instance,
+                self._number if place is None else str(place.version.version),
+                outcome.content_type,
+                outcome.detail,
+                memoryview(outcome.payload),
+                (job.started - job.arrived) * 1000,
+                call.spent_ms + took_s * 1000 if spent_ms is None else spent_ms,
+                self.ready_ms if job.is_parked else 0,
+                0,
+                call.at if place is None else kept_at,
+                parts,
+                job.is_cached,
+                job.writers,
             )
             try:
                 self._connection.publish(subject, codec.encode(result))
@@ -150,23 +154,26 @@ class Answers:
 
     def _event(self, job: Job, state: messages.RunState, took_s: float = 0.0, error: str = "") -> messages.RunEvent:
         call = job.call
+        now = time.time()
+        if job.started:
+            self._sightings.add(job, 0.0 if state == "running" else now)
         return messages.RunEvent(
-            run=job.run,
-            attempt=call.attempt,
-            root=call.root,
-            parent=call.parent,
-            algorithm=self._algorithm,
-            version=self._number,
-            caller=job.caller,
-            root_caller=call.root_caller,
-            instance=self._instance,
-            state=state,
-            queued_at=job.started_at - (job.started - job.arrived) if job.started else time.time(),
-            started_at=job.started_at,
-            ended_at=0.0 if state == "running" else time.time(),
-            compute_ms=took_s * 1000,
-            cold_ms=job.cold_ms,
-            error=error,
+            job.run,
+            call.attempt,
+            call.root,
+            call.parent,
+            self._algorithm,
+            self._number,
+            job.caller,
+            call.root_caller,
+            self._instance,
+            state,
+            job.started_at - (job.started - job.arrived) if job.started else now,
+            job.started_at,
+            0.0 if state == "running" else now,
+            took_s * 1000,
+            job.cold_ms,
+            error,
         )
 
     def say_running(self, job: Job) -> None:

@@ -20,14 +20,17 @@ _STRIKES, _FORGIVE_AFTER = 3, 32
 
 
 class DispatchChoice:
-    """The choice for one instance; `mode` is what it is now."""
+    """The choice for one instance; `mode` is what it is now.
+
+    `strikes` is what speaks against going on inline; without any, a run of up to LONG_S needs not be observed.
+    """
 
     def __init__(self, mode: Dispatch, *, is_fixed: bool) -> None:
         self.mode = mode
         self._is_fixed = is_fixed or mode == "await"
         self._needed = _PROOF
+        self.strikes = 0
         self._proof = 0
-        self._strikes = 0
         self._good = 0
 
     def observe(self, took_s: float, cpu_s: float | None = None) -> bool:
@@ -45,17 +48,17 @@ class DispatchChoice:
             self._proof = max(0, self._proof - 4)
         if self._proof < self._needed:
             return False
-        self.mode, self._strikes, self._good = "inline", 0, 0
+        self.mode, self.strikes, self._good = "inline", 0, 0
         return True
 
     def _observe_inline(self, took_s: float) -> bool:
         if took_s <= LONG_S:
             self._good += 1
             if self._good >= _FORGIVE_AFTER:
-                self._good, self._strikes = 0, max(0, self._strikes - 1)
+                self._good, self.strikes = 0, max(0, self.strikes - 1)
             return False
-        self._strikes += _STRIKES if took_s > VERY_LONG_S else 1
-        if self._strikes < _STRIKES:
+        self.strikes += _STRIKES if took_s > VERY_LONG_S else 1
+        if self.strikes < _STRIKES:
             return False
         self.mode, self._proof = "thread", 0
         self._needed = min(_MOST_PROOF, 4 * self._needed)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from algomesh import errors
 from algomesh.content import Content
@@ -22,11 +21,13 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import PayloadTooLarge
 from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
+from algomesh_broker.route import Place, Route
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.forwarding")
 
 _CONFIRM_S: Final = 0.02
+_MOST_KNOWN: Final = 4096
 
 
 class _Kept(Struct, frozen=True):
@@ -38,6 +39,7 @@ class _Kept(Struct, frozen=True):
     call: messages.Call
     caller: str
     deadline: float
+    route: Route
 
 
 class Forwarder:
@@ -53,7 +55,7 @@ class Forwarder:
         self._parked: dict[str, _Kept] = {}
         self._free: list[str] = []
         self._count = 0
-        self._subjects: dict[VersionId, str] = {}
+        self._subjects: dict[Place, str] = {}
         self._confirming: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -68,21 +70,32 @@ class Forwarder:
         Raises PayloadTooLarge (the SDK's) when no message can carry it.
         """
         assert job.granted is not None
-        call, version = job.call, job.granted.route.places[at].version
-        subject = self._subjects.get(version)
-        if subject is None:
-            subject = self._subjects[version] = subjects.hop(version, self._me)
-        onward = replace(
-            call,
-            time_left_ms=max(1, int((job.deadline - self._loop.time()) * 1000)),
-            content_type=output.content_type,
-            detail=output.detail,
-            payload=memoryview(output.payload),
-            at=at,
-            reply_to=job.caller,
-            spent_ms=spent_ms,
-            feed=feed,
-            writers=job.writers,
+        call, place = job.call, job.granted.route.places[at]
+        subject = self._subjects.get(place) or self._address(place)
+        left_ms = int((job.deadline - self._loop.time()) * 1000)
+        onward = messages.Call(
+            call.run,
+            call.root,
+            call.parent,
+            call.root_caller,
+            call.attempt,
+            call.session,
+            call.call,
+            left_ms if left_ms > 0 else 1,
+            call.depth,
+            call.budget,
+            output.content_type,
+            output.detail,
+            memoryview(output.payload),
+            call.traceparent,
+            call.grant,
+            at,
+            job.caller,
+            call.credit,
+            spent_ms,
+            feed,
+            job.writers,
+            call.is_near,
         )
         envelope = codec.encode(onward)
         ticket = self._free.pop() if self._free else self._new_ticket()
@@ -90,7 +103,9 @@ class Forwarder:
             self._connection.publish(subject, envelope, ticket)
         except PayloadTooLarge as error:
             raise errors.PayloadTooLarge(f"the output is too large for the next step: {error}; return less") from error
-        self._sent[ticket] = _Kept(version, subject, envelope, onward, job.caller, job.deadline)
+        self._sent[ticket] = _Kept(
+            place.version, subject, envelope, onward, job.caller, job.deadline, job.granted.route
+        )
         if self._confirming is None:
             self._idle.clear()
             self._confirming = self._loop.call_later(_CONFIRM_S, self._ask)
@@ -98,6 +113,12 @@ class Forwarder:
     async def drain(self) -> None:
         """Return when every hop has found somebody, or lies with the stream."""
         await self._idle.wait()
+
+    def _address(self, place: Place) -> str:
+        if len(self._subjects) >= _MOST_KNOWN:
+            self._subjects.clear()
+        subject = self._subjects[place] = subjects.hop(place.version, self._me)
+        return subject
 
     def _new_ticket(self) -> str:
         self._count += 1
@@ -156,6 +177,7 @@ class Forwarder:
                 version=kept.version,
                 demander=self._me,
                 call=kept.call,
+                stages=kept.route.after(kept.call.at),
             )
         except PayloadTooLarge as error:
             del self._parked[ticket]

@@ -65,7 +65,7 @@ class Intake:
         self._parked_prefixes = (f"park.call.{version.tokens}.", f"park.hop.{version.tokens}.")
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}"
         self._subjects: dict[str, tuple[bool, str]] = {}
-        self._tokens: set[tuple[str, str]] = set()
+        self._tokens: set[str] = set()
         self._joined: list[Subscription] = []
         self._backlog: deque[Job] = deque()
         self._resuming: deque[asyncio.Future[None]] = deque()
@@ -145,7 +145,7 @@ class Intake:
         of what it says.
         """
         call = codec.decode_call(message.data)
-        if (call.session, call.call) not in self._tokens:
+        if call.call not in self._tokens or call.session not in self._tokens:
             self._check_tokens(call)
         is_parked = waited_ms >= 0
         if is_parked:
@@ -157,7 +157,7 @@ class Intake:
             known = self._subjects[subject] = subject.startswith("hop."), subject.rpartition(".")[2]
         is_hop, sender = known
         if call.at < 0 and not is_hop:
-            return Job.of(call, subject, sender, now, is_parked=is_parked)
+            return Job.of(call, subject, sender, now, is_parked)
         waits = call.reply_to if is_hop else sender
         try:
             granted, place = self._grants.check_hop(call.grant, call.at, sender, waits, time.time())
@@ -167,9 +167,9 @@ class Intake:
             if is_hop:
                 self._refuse_hop(subject, str(error))
             else:
-                self._refuse(Job.of(call, subject, sender, now, is_parked=is_parked), error.code, str(error))
+                self._refuse(Job.of(call, subject, sender, now, is_parked), error.code, str(error))
             return None
-        return Job.of(call, subject, waits, now, is_parked=is_parked, granted=granted, place=place)
+        return Job.of(call, subject, waits, now, is_parked, granted, place)
 
     def _check_tokens(self, call: messages.Call) -> None:
         """See that an answer's subject can be made of what the call says; the same few come again and again."""
@@ -177,7 +177,7 @@ class Intake:
             raise BadMessage("its session or its call's number is not a token")
         if len(self._tokens) >= _MOST_KNOWN:
             self._tokens.clear()
-        self._tokens.add((call.session, call.call))
+        self._tokens.update((call.session, call.call))
 
     def _begin(self, job: Job) -> None:
         job.has_slot = True
@@ -349,6 +349,7 @@ class Intake:
                 version=version,
                 demander=sender,
                 call=call,
+                stages=[] if job.granted is None else job.granted.route.after(call.at),
             )
         except PayloadTooLarge as error:
             del self._parking[ticket]

@@ -65,7 +65,6 @@ class Job(Struct, eq=False):
         subject: str,
         caller: str,
         now: float,
-        *,
         is_parked: bool = False,
         granted: Granted | None = None,
         place: Place | None = None,

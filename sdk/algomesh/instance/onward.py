@@ -8,7 +8,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 from algomesh import content, errors
-from algomesh.claiming import is_large
 from algomesh.instance.answers import Answers, Outcome
 from algomesh.instance.forwarding import Forwarder
 from algomesh.instance.job import Job
@@ -16,6 +15,7 @@ from algomesh.instance.joining import Joiner
 from algomesh.instance.watch import WatchWriter
 from algomesh.instance.yielding import NOTHING, Yielding
 from algomesh.result_cache import ResultCache, is_kept
+from algomesh_broker.claims import CLAIM_OVER_BYTES
 from algomesh_broker.connection import Connection
 from algomesh_broker.route import END, CallStep
 
@@ -54,12 +54,21 @@ class Onward:
         """The code of `job` has come to its end, after `took_s` seconds."""
         if not isinstance(outcome, content.Content):
             self._answers.fail(job, outcome, took_s)
-        elif is_large(outcome):
+        elif len(outcome.payload) > CLAIM_OVER_BYTES:
             self._see_to(self._keep(job, outcome, took_s), f"keep-{job.run}")
         elif job.next == END:
             self._answers.answer(job, outcome, took_s)
         else:
-            self._go_on(job, outcome, took_s)
+            assert job.granted is not None
+            job.is_cached = False
+            spent_ms = job.call.spent_ms + took_s * 1000
+            step = job.granted.route.steps[job.next]
+            if isinstance(step, CallStep) and not step.cache_s:
+                self._send_on(job, job.next, outcome, spent_ms, took_s)
+            elif isinstance(step, CallStep):
+                self._hand_on(job, job.next, outcome, spent_ms, took_s)
+            else:
+                self.joiner.begin(job, outcome, spent_ms, took_s)
 
     def _see_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Something that ends soon, and that draining waits for."""
@@ -75,19 +84,6 @@ class Onward:
             self._answers.fail(job, error, took_s)
         else:
             self.finish(job, claim, took_s)
-
-    def _go_on(self, job: Job, output: content.Content, took_s: float) -> None:
-        """The output is the next step's input, or that of several which are joined here."""
-        assert job.granted is not None
-        job.is_cached = False
-        spent_ms = job.call.spent_ms + took_s * 1000
-        step = job.granted.route.steps[job.next]
-        if not isinstance(step, CallStep):
-            self.joiner.begin(job, output, spent_ms, took_s)
-        elif step.cache_s:
-            self._hand_on(job, job.next, output, spent_ms, took_s)
-        else:
-            self._send_on(job, job.next, output, spent_ms, took_s)
 
     def _hand_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
         """On to step `at`, or to what follows it where its result is kept."""

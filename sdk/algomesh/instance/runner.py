@@ -22,7 +22,7 @@ from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
 from algomesh.instance.coalescing import Coalescing
-from algomesh.instance.dispatch import choose_dispatch
+from algomesh.instance.dispatch import LONG_S, choose_dispatch
 from algomesh.instance.inflow import Feeds
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import Job
@@ -146,13 +146,29 @@ class Runner:
         job.host, job.algorithm = self, self._stage
         if job.cold_ms:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
-        self._jobs[job.run] = job
         self._watch.begin(job.run, int((job.limit + GRACE_S) * 1e9))
         if self._dispatch.mode == "inline":
-            began = time.perf_counter()  # the loop's clock is one of milliseconds
-            self._done(job, self._work(job), time.perf_counter() - began)
+            self._run_here(job)
         else:
+            self._jobs[job.run] = job
             self._start_beside(job, now)
+
+    def _run_here(self, job: Job) -> None:
+        """Run it in this turn of the loop: nothing else happens meanwhile, so it stands in no table.
+
+        What runs here yields nothing, reads no parts and cannot be given up, hence its own short way to the end.
+        """
+        began = time.perf_counter()  # the loop's clock is one of milliseconds
+        outcome = self._work(job)
+        took_s = time.perf_counter() - began
+        if self._same or took_s > LONG_S or self._dispatch.strikes:
+            self._done(job, outcome, took_s)
+            return
+        self._watch.end(job.run)
+        self._capacity.observe(took_s)
+        self._intake.give_slot(job)
+        self._onward.finish(job, outcome, took_s)
+        self._intake.serve()
 
     def _start_beside(self, job: Job, now: float) -> None:
         """Run what is not over at once: in a thread, in a task or in a batch."""
@@ -254,7 +270,9 @@ class Runner:
         token = enter(job)
         try:
             try:
-                value = self._input(job)
+                call = job.call
+                plain = self._read_item is None
+                value = self._read(call.content_type, call.detail, call.payload) if plain else self._input(job)
             except errors.BadInput as error:
                 return error
             output = self._function(value)
