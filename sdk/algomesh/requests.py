@@ -42,7 +42,8 @@ _SCOPES: Final = {
     "upload": "publish:{0}", "publish": "publish:{0}", "alias-set": "publish:{0}", "stop": "publish:{0}",
     "route": "call:*' or 'call:owner/name",
     "logs": "observe' or 'publish:{0}", "manifest": "observe' or 'publish:{0}",
-    "ps": "observe", "runs": "observe",
+    "ps": "observe", "runs": "observe", "history": "observe",
+    "graph": "observe", "starts": "observe", "savings": "observe",
 }  # fmt: skip
 
 

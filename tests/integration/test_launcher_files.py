@@ -14,9 +14,9 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import VersionId
 from algomesh_broker.server import NatsServer
+from algomesh_services.asking import Programs, Refused
 from algomesh_services.launcher import log_reader, unpack
 from algomesh_services.launcher.bundles import BadArchive, Bundles
-from algomesh_services.launcher.programs import Programs, Refused
 from tests.integration.launcher_mesh import Mesh, pack_archive
 
 pytestmark = pytest.mark.integration

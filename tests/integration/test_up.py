@@ -51,7 +51,7 @@ async def test_it_says_in_one_line_where_it_is_and_what_runs(tmp_path: Path) -> 
         assert set(said) == {"gateway", "nats", "key", "state", "pids"}
         assert said["state"] == str(tmp_path / "state")
         assert set(said["pids"]) == {
-            "up", "nats-server", "postgres", "registry", "ledger", "launcher", "gateway",
+            "up", "nats-server", "postgres", "registry", "ledger", "prewarmer", "launcher", "gateway",
         }  # fmt: skip
         assert not [name for name, pid in said["pids"].items() if not is_alive(pid)]
         with urllib.request.urlopen(f"{said['gateway']}/healthz", timeout=5) as answer:

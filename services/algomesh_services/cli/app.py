@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from algomesh_services.cli import prewarm_app
 from algomesh_services.cli.hidden_argv import SECRETS_FD
 
 # Boxes and colour for people at a terminal, plain text for pipes and files.
@@ -28,6 +29,7 @@ aliases = typer.Typer(
 )
 app.add_typer(aliases, name="alias", rich_help_panel=_ALGORITHMS)
 app.add_typer(keys, name="key", rich_help_panel=_WATCH)
+app.add_typer(prewarm_app.app, name="prewarm", rich_help_panel=_WATCH)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: a list of objects.")]
 Reference = Annotated[str, typer.Argument(metavar="REF", help="owner/name, owner/name/1.2.0, or owner/name/alias")]
@@ -242,6 +244,29 @@ def logs(
     fleet.logs(reference, run_id=run, lines=lines, as_json=as_json)
 
 
+@app.command(rich_help_panel=_WATCH)
+def graph(
+    algorithm: Annotated[str, typer.Argument(metavar="[OWNER/NAME]", help="Only what it has to do with.")] = "",
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this file as SVG.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this file as PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which algorithm follows which, as the mesh has learned it from its calls.
+
+    With each comes how likely it follows, after how long (the median, both warm), the share of its cold starts that
+    were begun ahead in time, and how often that was seen lately.
+
+    \b
+    algomesh graph
+    algomesh graph text/clean
+    algomesh graph --svg calls.svg
+    algomesh graph --json | jq '.[] | select(.probability > 0.5)'
+    """
+    from algomesh_services.cli import graph as graph_command
+
+    graph_command.graph(algorithm, svg=svg, png=png, as_json=as_json)
+
+
 @aliases.command("set")
 def alias_set(
     algorithm: Algorithm,
@@ -303,7 +328,7 @@ def key_create(
 ) -> None:
     """Make a key. It is shown this once.
 
-    Scopes: call:PATTERN, publish:PATTERN (also stop and logs), observe (ps, logs, runs), admin (everything).
+    Scopes: call:PATTERN, publish:PATTERN (also stop and logs), observe (ps, logs, runs, graph), admin (everything).
     A PATTERN is owner/name, owner/* or *.
 
     \b

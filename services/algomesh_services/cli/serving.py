@@ -13,7 +13,7 @@ from algomesh_services.cli.output import say_error
 
 log = structlog.get_logger("algomesh.serve")
 
-PROGRAMS: Final = ("registry", "launcher", "gateway", "ledger")
+PROGRAMS: Final = ("registry", "launcher", "gateway", "ledger", "prewarmer")
 
 
 def serve(program: str) -> None:

@@ -19,8 +19,8 @@ import structlog
 from algomesh_broker import platform
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import ArchiveChunk, FetchArchive, FetchManifest, Manifest, StoredManifest
+from algomesh_services.asking import Programs
 from algomesh_services.launcher import unpack
-from algomesh_services.launcher.programs import Programs
 from algomesh_services.launcher.unpack import BadArchive
 
 __all__ = ["BadArchive", "Bundle", "Bundles"]

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from algomesh_broker.errors import BadMessage, BrokerError
 from algomesh_broker.messages import Unable
 from algomesh_broker.names import VersionId
+from algomesh_services.asking import Refused
 from algomesh_services.launcher.bundles import BadArchive, Bundle, Bundles
 from algomesh_services.launcher.fleet import StartRefused
 from algomesh_services.launcher.instance import StartFailed
 from algomesh_services.launcher.parking import Parking
-from algomesh_services.launcher.programs import Refused
 
 _UNKNOWN = ("unknown_algorithm", "unknown_version")
 _PASSING = ("unavailable", "overloaded", "storage_failed")

@@ -20,6 +20,7 @@ from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import sign_instance_token
 from algomesh_broker.names import VersionId
 from algomesh_broker.streams import JetStreamAdmin
+from algomesh_services.asking import Programs
 from algomesh_services.launcher import isolation
 from algomesh_services.launcher.bundles import Bundles
 from algomesh_services.launcher.claims import Claims
@@ -31,7 +32,6 @@ from algomesh_services.launcher.holds import hear_holds
 from algomesh_services.launcher.machine import MachineReport
 from algomesh_services.launcher.parking import Parking
 from algomesh_services.launcher.process_driver import ProcessDriver
-from algomesh_services.launcher.programs import Programs
 from algomesh_services.launcher.provision import provider
 from algomesh_services.launcher.requests import PROGRAM, Requests
 from algomesh_services.launcher.results import Results

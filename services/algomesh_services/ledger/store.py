@@ -65,6 +65,14 @@ _UPSERT: Final = (
     + " WHERE runs.algorithm = excluded.algorithm AND runs.version = excluded.version AND runs.caller = excluded.caller"
 )
 _LATEST: Final = f"SELECT {', '.join(_NAMES)} FROM runs"  # noqa: S608  # our own names
+# For replays, of which there are many rows in an answer: what an error said is not among what they read.
+_HISTORY: Final = f"SELECT {', '.join(_NAMES[:-1])}, left(error, 100) AS error FROM runs"  # noqa: S608  # our own names
+_IN_ORDER: Final = "ORDER BY begun_at, run, attempt"
+_BEGUN_AFTER: Final = "begun_at > {0}"
+# The first half is what the index of beginnings is searched for.
+_FOLLOWS: Final = "begun_at >= {0} AND (begun_at, run, attempt) > ({0}, {1}, {2})"
+# Of several attempts, the one that is meant is the one that began then; of two at once the last, so that it goes on.
+_PLACE: Final = "SELECT begun_at, attempt FROM runs WHERE run = $1 ORDER BY abs(begun_at - $2), attempt DESC LIMIT 1"
 _OF_ALGORITHM: Final = "algorithm = {0}"
 # The root is in the index of primary keys, and only the others in that of roots.
 _OF_ROOT: Final = "((root = {0} AND root <> run) OR (run = {0} AND root = {0}))"
@@ -149,6 +157,21 @@ class Store:
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         order = f" ORDER BY begun_at DESC, attempt DESC LIMIT ${len(arguments) + 1}"
         rows = await self._pool.fetch(_LATEST + where + order, *arguments, limit)
+        return [RunRow(**dict(row.items())) for row in rows]
+
+    async def history(self, since: float, limit: int, *, after: str = "") -> list[RunRow]:
+        """Runs that began after `since` (seconds since the epoch), oldest first, with the beginnings of their errors.
+
+        The next page begins after the run `after`, the last of this one, which began at `since` or near it.
+        """
+        place = await self._pool.fetch(_PLACE, after, since) if after else []
+        if place:
+            arguments: tuple[object, ...] = (place[0]["begun_at"], after, place[0]["attempt"])
+            where = _FOLLOWS.format("$1", "$2", "$3")
+        else:
+            arguments, where = (since,), _BEGUN_AFTER.format("$1")
+        statement = f"{_HISTORY} WHERE {where} {_IN_ORDER} LIMIT ${len(arguments) + 1}"
+        rows = await self._pool.fetch(statement, *arguments, limit)
         return [RunRow(**dict(row.items())) for row in rows]
 
     async def _copy(self, session: Session, events: Sequence[RunEvent]) -> None:

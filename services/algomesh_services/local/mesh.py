@@ -1,9 +1,9 @@
 """The whole mesh on one machine: `async with Mesh(options) as mesh:` is `algomesh up` without its words.
 
-Two servers, unless others are named, and the four programs, as supervised children in this order: nats-server,
-PostgreSQL, registry, ledger, launcher, gateway. The gateway's and the server's addresses stay the same for as long
-as the mesh lives, whatever dies; the server's also from one `up` to the next. It must run on the event loop of the
-main thread, in a process that starts no other children (supervisor.py says why).
+Two servers, unless others are named, and the five programs, as supervised children in this order: nats-server,
+PostgreSQL, registry, ledger, prewarmer, launcher, gateway. The gateway's and the server's addresses stay the same for
+as long as the mesh lives, whatever dies; the server's also from one `up` to the next. It must run on the event loop of
+the main thread, in a process that starts no other children (supervisor.py says why).
 """
 
 import errno

@@ -6,6 +6,7 @@ for. At the first start all of them come up side by side: the last one in the li
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from algomesh_broker.program import ProgramDied
 from algomesh_services.local.supervisor import Child
 
 # How long each may take to stop; what they leave over belongs to the two servers.
-_GRACE_S: Final = {"registry": 0.8, "ledger": 0.8, "launcher": 2.0, "gateway": 1.0}
+_GRACE_S: Final = {"registry": 0.8, "ledger": 0.8, "prewarmer": 0.8, "launcher": 2.0, "gateway": 1.0}
 # In this order they are started; in reverse they stop, so that what comes from outside ends first.
-NAMES: Final = ("registry", "ledger", "launcher", "gateway")
+NAMES: Final = ("registry", "ledger", "prewarmer", "launcher", "gateway")
+_KEEP_RECORDS: Final = ("registry", "ledger", "prewarmer")
 _LOOK_S: Final = 0.02
 
 
@@ -86,10 +88,14 @@ class MeshProgram(Child):
 def mesh_programs(
     environment: Mapping[str, str], logs: Path, *, postgres: str, pass_fds: tuple[int, ...] = ()
 ) -> list[MeshProgram]:
-    """All of them, in the order of their start. Only those that keep records are told of the database."""
+    """All of them, in the order of their start. Only those that keep records are told of the database.
+
+    With ALGOMESH_PREWARM=off the mesh does without the pre-warmer, and unused instances stay for fixed times.
+    """
     programs: list[MeshProgram] = []
-    for name in NAMES:
-        known = {**environment, "ALGOMESH_POSTGRES": postgres if name in ("registry", "ledger") else ""}
+    is_prewarmed = os.environ.get("ALGOMESH_PREWARM", "").strip().lower() not in ("off", "0", "no", "false")
+    for name in (name for name in NAMES if is_prewarmed or name != "prewarmer"):
+        known = {**environment, "ALGOMESH_POSTGRES": postgres if name in _KEEP_RECORDS else ""}
         if name == "launcher":  # its goodbye must come before the supervisor's patience ends
             known["ALGOMESH_GRACE_S"] = str(0.6 * _GRACE_S[name])
         is_last = name == NAMES[-1]

@@ -33,12 +33,15 @@ class Grants:
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[str, ...]] = {}
+        self._calls_of_any: dict[str, frozenset[str]] = {}
         self._pipelines: set[str] = set()
 
     def put(self, record: VersionRecord) -> None:
         """Know a version."""
         version = f"{record.owner}/{record.name}/{record.version}"
         self._calls[version] = record.calls
+        algorithm = f"{record.owner}/{record.name}"
+        self._calls_of_any[algorithm] = self._calls_of_any.get(algorithm, frozenset()).union(record.calls)
         if record.pipeline:
             self._pipelines.add(version)
 
@@ -49,6 +52,10 @@ class Grants:
     def calls_of(self, version: str) -> tuple[str, ...] | None:
         """What `owner/name/1.2.0` may call; None when it was never published."""
         return self._calls.get(version)
+
+    def calls_of_any(self, algorithm: str) -> frozenset[str] | None:
+        """What some version of `owner/name` may call; None when none was ever published."""
+        return self._calls_of_any.get(algorithm)
 
 
 class Callout:

@@ -1,12 +1,11 @@
 """Route tokens: whether a caller may have a route travelled, and the registry's signature on it.
 
-Asked once per pipeline and caller, never per call. Everything is looked up in memory; only what memory does not have
-yet, since another registry made it a moment ago, is asked of PostgreSQL.
+Asked once per pipeline and caller, never per call.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from algomesh_broker import grants, platform
 from algomesh_broker.identity import verify_instance_token
@@ -14,8 +13,7 @@ from algomesh_broker.names import VersionId
 from algomesh_broker.permissions import CallRights
 from algomesh_broker.request_server import Refusal
 from algomesh_broker.route import Route
-from algomesh_services.registry.callout import Grants
-from algomesh_services.registry.keys import KeyRing
+from algomesh_services.registry.rights import Rights
 
 _SHORT_BYTES = 4_096  # longer ones are read in a thread: 4,096 steps take 30 ms
 _MOST_NAMED = 5
@@ -25,20 +23,9 @@ class RouteSigner:
     """Signs routes with the registry's nkey `seed`; `launchers` are the public nkeys that instance tokens bear."""
 
     def __init__(
-        self,
-        seed: bytes,
-        launchers: tuple[str, ...],
-        keys: KeyRing,
-        versions: Grants,
-        *,
-        find_key: Callable[[str], Awaitable[object]],
-        find_version: Callable[[str], Awaitable[object]],
-        clock: Callable[[], float] = time.time,
+        self, seed: bytes, launchers: tuple[str, ...], rights: Rights, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._seed, self._launchers = seed, launchers
-        self._keys, self._versions = keys, versions
-        self._find_key, self._find_version = find_key, find_version
-        self._clock = clock
+        self._seed, self._launchers, self._rights, self._clock = seed, launchers, rights, clock
 
     async def sign(self, caller: str, ask: platform.RouteAsk) -> platform.RouteGrant:
         """The token with which `caller`, as the subject says it, may have this route travelled.
@@ -52,8 +39,8 @@ class RouteSigner:
             route = await asyncio.to_thread(Route.decode, ask.route)
         rights = await self._rights_of(caller, ask.token)
         for version in route.versions:
-            await self._calls_of(str(version))
-            if self._versions.is_pipeline(str(version)):
+            await self._rights.calls_of(str(version))
+            if self._rights.is_pipeline(str(version)):
                 raise Refusal(
                     "bad_reference", f"{version} is a named pipeline; its sender puts its stages in its place"
                 )
@@ -63,23 +50,12 @@ class RouteSigner:
 
     async def _rights_of(self, caller: str, token: str) -> CallRights:
         if caller.startswith("k~"):
-            if not self._keys.knows(caller.removeprefix("k~")):
-                await self._find_key(caller.removeprefix("k~"))
-            return CallRights.of_scopes(self._keys.scopes_of(caller))
+            return await self._rights.of_key(caller)
         claims = verify_instance_token(token, self._launchers, self._clock())
         version = claims.version_id
         if version.caller != caller:
             raise Refusal("permission_denied", f"the token of an instance of {version} was sent by {caller}")
-        return CallRights.of_patterns(await self._calls_of(str(version)))
-
-    async def _calls_of(self, version: str) -> tuple[str, ...]:
-        calls = self._versions.calls_of(version)
-        if calls is None:
-            await self._find_version(version)
-            calls = self._versions.calls_of(version)
-        if calls is None:
-            raise Refusal("unknown_version", f"{version} was never published")
-        return calls
+        return CallRights.of_patterns(await self._rights.calls_of(str(version)))
 
     @staticmethod
     def _check(caller: str, rights: CallRights, versions: Iterable[VersionId]) -> None:

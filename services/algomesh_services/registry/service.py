@@ -26,6 +26,7 @@ from algomesh_services.registry.archives import Archives
 from algomesh_services.registry.callout import Callout, Grants
 from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.mirror import Mirror
+from algomesh_services.registry.rights import Rights
 from algomesh_services.registry.routes import RouteSigner
 from algomesh_services.registry.settings import Settings
 from algomesh_services.registry.store import Store
@@ -113,15 +114,9 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
         session_s=settings.session_s,
     )
     stack.push_async_callback(callout.close)
-    routes = RouteSigner(
-        credentials.read_seed(secrets, PROGRAM),
-        launchers,
-        keys,
-        grants,
-        find_key=upkeep.find_key,
-        find_version=upkeep.find_version,
-    )
-    verbs = Verbs(store, mirror, archives, keys, routes)
+    rights = Rights(keys, grants, find_key=upkeep.find_key, find_version=upkeep.find_version)
+    routes = RouteSigner(credentials.read_seed(secrets, PROGRAM), launchers, rights)
+    verbs = Verbs(store, mirror, archives, keys, rights, routes)
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
     await requests.serve()
     await callout.serve()

@@ -14,7 +14,7 @@ storage_failed        the disk is full, or cannot be written
 permission_denied     the key may not grant what the version wants to call, or not call a route's stages
 unknown_algorithm, unknown_version, unknown_archive, unknown_key
 bad_reference         a pipeline leads back to itself, or a name is no alias
-bad_input             a pipeline's stages do not fit one another
+bad_input             a pipeline's stages do not fit one another, or too much is asked at once
 key_exists, bad_scope
 overloaded            another piece of the same archive is being written
 
@@ -38,6 +38,7 @@ from algomesh_services.registry.keys import KeyRing, check_key_name, check_scope
 from algomesh_services.registry.leases import Leases
 from algomesh_services.registry.mirror import Mirror
 from algomesh_services.registry.pipelines import Pipelines
+from algomesh_services.registry.rights import Rights
 from algomesh_services.registry.routes import RouteSigner
 from algomesh_services.registry.store import AliasRecord, KeyRecord, Store
 from algomesh_services.registry.versions import (
@@ -50,14 +51,24 @@ from algomesh_services.registry.versions import (
 
 log = structlog.get_logger("algomesh.registry")
 
+_MOST_ASKED = 1_000
+
 
 class Verbs:
     """The verbs by name in `table`. Each raises Refusal, StoreAway or BrokerError."""
 
-    def __init__(self, store: Store, mirror: Mirror, archives: Archives, keys: KeyRing, routes: RouteSigner) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        archives: Archives,
+        keys: KeyRing,
+        rights: Rights,
+        routes: RouteSigner,
+    ) -> None:
         self._store, self._mirror, self._archives, self._keys = store, mirror, archives, keys
         self._leases = Leases()
-        self._routes, self._pipelines = routes, Pipelines(mirror)
+        self._rights, self._routes, self._pipelines = rights, routes, Pipelines(mirror)
         self.table: dict[str, Handler] = {
             "upload": self._upload,
             "publish": self._publish,
@@ -65,6 +76,7 @@ class Verbs:
             "manifest": self._manifest,
             "route": self._route,
             "lease": self._lease,
+            "may-call": self._may_call,
             "alias-set": self._alias_set,
             "key-create": self._key_create,
             "key-list": self._key_list,
@@ -141,6 +153,12 @@ class Verbs:
 
     async def _route(self, request: PlatformRequest, body: bytes) -> Struct:
         return await self._routes.sign(request.caller, unpack(platform.RouteAsk, body))
+
+    async def _may_call(self, _: PlatformRequest, body: bytes) -> Struct:
+        wanted = unpack(platform.MayCall, body)
+        if len(wanted.algorithms) > _MOST_ASKED:
+            raise Refusal("bad_input", f"ask about {_MOST_ASKED:,} algorithms at once at most")
+        return platform.MayCalled(algorithms=await self._rights.allowed(wanted.caller, wanted.algorithms))
 
     async def _lease(self, _: PlatformRequest, body: bytes) -> Struct:
         wanted = unpack(platform.Lease, body)

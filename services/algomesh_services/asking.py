@@ -1,4 +1,4 @@
-"""Asks other programs of the mesh: one request on `platform.<program>.…`, one `Answer`."""
+"""Asks programs of the mesh from another one: a request on `platform.<program>.…`, one `Answer` (platform.py)."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ class Refused(BrokerError):
 
 
 class Programs:
-    """Asks under the launcher's own name, and hears the answers in a session of its own."""
+    """Asks under the connection's own name, and hears the answers in a session of its own."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,0 +1,157 @@
+"""The pre-warmer as a program: it hears of calls, and wishes for instances before they are needed.
+
+It waits for its servers for ever, in any order. When it is down, launchers fall back to fixed idle times; nothing
+else notices.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Final, TypeVar
+
+import structlog
+
+from algomesh_broker.connection import Connection
+from algomesh_broker.credentials import program_identity
+from algomesh_broker.errors import Unauthenticated, Unreachable
+from algomesh_broker.request_server import RequestServer
+from algomesh_services.courtesy import give_way
+from algomesh_services.postgres_pool import StoreAway
+from algomesh_services.prewarmer.clock import Clock
+from algomesh_services.prewarmer.keeping import Keeper, known_start, restore
+from algomesh_services.prewarmer.settings import Settings
+from algomesh_services.prewarmer.store import Store
+from algomesh_services.prewarmer.verbs import Verbs
+from algomesh_services.prewarmer.warming import Warming
+
+log = structlog.get_logger("algomesh.prewarmer")
+
+T = TypeVar("T")
+PROGRAM: Final = "prewarmer"
+_REQUESTS_AT_ONCE: Final = 32
+_STARTS_REMEMBERED: Final = 20
+_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
+_AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
+
+
+async def run(settings: Settings) -> None:
+    """Pre-warm until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
+    give_way()  # calls go before what is thought about them
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    await serve(settings, stopping)
+
+
+async def serve(
+    settings: Settings,
+    stopping: asyncio.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    clock: Clock | None = None,
+) -> None:
+    """Pre-warm until `stopping` is set; `on_ready` is called once it does."""
+    async with AsyncExitStack() as stack:
+        working = asyncio.create_task(
+            _work(settings, stack, stopping, on_ready, clock or Clock()), name="prewarmer-work"
+        )
+        stop = asyncio.create_task(stopping.wait(), name="prewarmer-stop")
+        try:
+            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            # Once it works, it stops by itself, in order; while it still waits for its servers, it is cancelled.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.grace_s):
+                    await asyncio.shield(asyncio.gather(working, return_exceptions=True))
+            for task in (working, stop):
+                task.cancel()
+            await asyncio.gather(working, stop, return_exceptions=True)
+
+
+async def _work(
+    settings: Settings,
+    stack: AsyncExitStack,
+    stopping: asyncio.Event,
+    on_ready: Callable[[], None],
+    clock: Clock,
+) -> None:
+    store = await _retried(stopping, "postgres", lambda: Store.open(settings.postgres, settings.schema))
+    if store is None:
+        return
+    stack.push_async_callback(store.close)
+    identity = program_identity(settings.secrets, PROGRAM).with_own_inbox()
+    connection = await _retried(stopping, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
+    if connection is None:
+        return
+    stack.push_async_callback(connection.close)
+    warming = await _retried(stopping, "postgres", lambda: _remembering(settings, store, connection, clock))
+    if warming is None:
+        return
+    stack.push_async_callback(warming.close)
+    keeper = Keeper(
+        store,
+        warming.policy,
+        warming.starts,
+        warming.tally,
+        clock,
+        snapshot_s=settings.snapshot_s,
+        write_s=settings.write_s,
+        keep_days=settings.keep_days,
+    )
+    verbs = Verbs(store, warming.policy)
+    requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
+    if not await _retried(stopping, "nats", lambda: _up(warming, requests)):
+        return
+    async with asyncio.TaskGroup() as tasks:
+        work = [
+            tasks.create_task(warming.run(), name="prewarmer-run"),
+            tasks.create_task(keeper.run(), name="prewarmer-keep"),
+        ]
+        log.info("ready")
+        on_ready()
+        await stopping.wait()
+        log.info("stopping")
+        await requests.close(settings.grace_s / 4)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.grace_s / 2):
+                await keeper.finish()
+
+
+async def _remembering(settings: Settings, store: Store, connection: Connection, clock: Clock) -> Warming:
+    """With what an earlier life of ours has learned, and which starts it knew to be up."""
+    before = {stored.instance: known_start(stored) for stored in await store.up()}
+    warming = Warming(connection, clock, settings.latency_value, before)
+    for version, launcher, took_s in await store.latest_starts(_STARTS_REMEMBERED):
+        warming.fleet.learn_start(version, launcher, took_s)
+    await restore(store, warming.policy)
+    return warming
+
+
+async def _up(warming: Warming, requests: RequestServer) -> bool:
+    """Calls are heard from here on, and questions answered."""
+    await warming.hear()
+    await requests.serve()
+    return True
+
+
+async def _retried(stopping: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
+    """`attempt`, until its server is there, or None when we are to stop; what is wrong otherwise is raised."""
+    delay_s, said = _RETRY_FIRST_S, ""
+    while not stopping.is_set():
+        try:
+            return await attempt()
+        except _AWAY as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("waiting_for_server", server=what, error=said)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await stopping.wait()
+        delay_s = min(2 * delay_s, _RETRY_LAST_S)
+    return None

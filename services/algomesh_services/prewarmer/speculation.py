@@ -1,0 +1,66 @@
+"""How much may be started in vain for one caller: pure, time is an argument.
+
+Whoever probes at random must not make the mesh burn GPUs: what was started for a caller's requests and not used may
+not exceed, within an hour, what it would anyway be allowed to waste, or half of what its own runs computed.
+"""
+
+from collections import OrderedDict
+
+FREE_GPU_S = 60.0
+SHARE = 0.5
+WINDOW_S = 3600.0
+_BUCKETS = 12
+_BUCKET_S = WINDOW_S / _BUCKETS
+_MOST_CALLERS = 20_000
+
+
+class _Account:
+    __slots__ = ("buckets",)
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, list[float]] = {}  # number of the bucket: computed, wasted
+
+    def of(self, now: float) -> list[float]:
+        number = int(now // _BUCKET_S)
+        found = self.buckets.get(number)
+        if found is None:
+            found = self.buckets[number] = [0.0, 0.0]
+            for old in [each for each in self.buckets if each <= number - _BUCKETS]:
+                del self.buckets[old]
+        return found
+
+
+class Speculation:
+    """The accounts of callers, in GPU-seconds; the longest silent are forgotten first."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+
+    def computed(self, caller: str, gpu_s: float, now: float) -> None:
+        """A run of a request of this caller took so much."""
+        self._account(caller).of(now)[0] += gpu_s
+
+    def wasted(self, caller: str, gpu_s: float, now: float) -> None:
+        """An instance that was started for this caller stood there so long, unused; less than 0: it is used now."""
+        if caller:
+            self._account(caller).of(now)[1] += gpu_s
+
+    def may(self, caller: str, now: float) -> bool:
+        """Whether something may be started ahead for this caller's requests."""
+        account = self._accounts.get(caller)
+        if account is None:
+            return True
+        oldest = int(now // _BUCKET_S) - _BUCKETS
+        recent = [bucket for number, bucket in account.buckets.items() if number > oldest]
+        computed, wasted = (sum(bucket[place] for bucket in recent) for place in (0, 1))
+        return wasted <= max(FREE_GPU_S, SHARE * computed)
+
+    def _account(self, caller: str) -> _Account:
+        account = self._accounts.get(caller)
+        if account is None:
+            account = self._accounts[caller] = _Account()
+            if len(self._accounts) > _MOST_CALLERS:
+                self._accounts.popitem(last=False)
+        else:
+            self._accounts.move_to_end(caller)
+        return account
