@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import batching, chain, claims, cold_start, echo, fan_out, figures, travelling, versions
+from benchmarks import batching, chain, claims, cold_start, echo, fan_out, figures, prewarm, travelling, versions
 
 BENCHMARKS = {
     "batching": batching.run,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cold_start": cold_start.run,
     "echo": echo.run,
     "fan_out": fan_out.run,
+    "prewarm": prewarm.run,
     "travelling": travelling.run,
     "versions": versions.run,
 }

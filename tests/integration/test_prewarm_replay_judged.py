@@ -23,7 +23,7 @@ REQUESTS = 150
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Any:
     if not (JUDGE / "judge.py").exists() or not TRACE.exists():
-        pytest.skip("the judge and its trace are not beside this checkout")
+        pytest.skip("needs the judge of the pre-warmer in ../shared")
     monkeypatch.setattr(sys, "path", [str(JUDGE), *sys.path])
     return importlib.import_module("judge")
 
