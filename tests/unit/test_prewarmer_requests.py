@@ -121,3 +121,28 @@ def test_a_late_load_puts_off_what_follows_but_not_what_runs_beside() -> None:
     assert following.before_s("root") == 8.0
     assert beside.before_s("root") == 0.0
     assert beside.before_s("slow") == 8.0
+
+
+def test_a_start_that_comes_earlier_than_was_expected_shortens_the_wait_of_all_above_it() -> None:
+    request = Request("a", None, 0.0)
+    request.add(0, -1, "a", 0.0, 1.0)  # expected to wait a second
+    request.started(0, 0.1)  # it waited a tenth
+    request.add(1, 0, "b", 0.4, 1.4)
+    request.started(1, 0.5)
+
+    assert request.add(2, 0, "c", 0.9, 0.9).warm_s == pytest.approx(0.7)
+    assert warm_delays(request, "a") == pytest.approx({"b": 0.3, "c": 0.7})
+
+
+def test_a_start_that_comes_later_than_was_expected_lengthens_it() -> None:
+    request = Request("a", None, 0.0)
+    request.add(0, -1, "a", 0.0, 0.0)
+    request.started(0, 2.0)
+
+    assert request.add(1, 0, "b", 3.0, 3.0).warm_s == pytest.approx(1.0)
+
+
+def test_a_start_of_a_call_that_nobody_knows_changes_nothing() -> None:
+    request = Request("a", None, 0.0)
+    request.started(7, 2.0)
+    assert not request.records

@@ -22,6 +22,7 @@ class Asked:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.idles: list[tuple[str, Any]] = []
+        self.starts: list[tuple[str, int, float]] = []
         self.ends: list[tuple[str, Any]] = []
 
     def called(self, call: Call) -> list[Action]:
@@ -31,6 +32,9 @@ class Asked:
     def idle(self, algorithm: str, at_s: float) -> list[Action]:
         self.idles.append((algorithm, at_s))
         return []
+
+    def started(self, request: str, index: int, at_s: float) -> None:
+        self.starts.append((request, index, at_s))
 
     def finished(self, request: str, at_s: float) -> list[Action]:
         self.ends.append((request, at_s))
@@ -110,6 +114,15 @@ def test_a_waiting_call_is_expected_to_start_when_an_instance_is_ready(world: Wo
     world.sightings.demanded(A, "k~me", Demand(run="r1", root="r1"))
 
     assert world.policy.calls[0].ready_at_s - world.policy.calls[0].at_s == pytest.approx(4.0)
+
+
+def test_a_waiting_call_that_has_started_says_when(world: World) -> None:
+    world.sightings.demanded(A, "k~me", Demand(run="r1", root="r1"))
+    world.later(0.25)
+    world.sight(A, "r1", waited_ms=250.0)
+
+    assert world.policy.starts == [("r1", 0, pytest.approx(world.at))]
+    assert len(world.policy.calls) == 1
 
 
 def test_a_call_that_waited_began_when_it_came(world: World) -> None:

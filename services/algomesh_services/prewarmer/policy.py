@@ -121,6 +121,12 @@ class BreakEvenPolicy:
         self._learn_oldest(request)
         return actions
 
+    def started(self, request: str, index: int, at_s: float) -> None:
+        """A call that had to wait has started. Without this word it is taken to start when it was expected to."""
+        known = self.requests.get(request)
+        if known is not None:
+            known.started(index, at_s)
+
     def idle(self, algorithm: str, at_s: float) -> list[Action]:
         """The last running call of the algorithm has ended: keep it for now, have it again later, or let it go."""
         known = self._algorithms.get(algorithm)

@@ -38,7 +38,9 @@ class Record:
         "load",
         "parent",
         "pending",
+        "ready_s",
         "standby",
+        "waited_s",
         "warm_s",
     )
 
@@ -50,6 +52,9 @@ class Record:
         """When it would have been called, had nobody waited."""
         self.delay_s = delay_s
         """What had been waited when it started, its own wait included."""
+        self.ready_s = 0.0
+        """When it starts, or is expected to; `waited_s` after it was called."""
+        self.waited_s = 0.0
         self.below_s = 0.0
         self.pending: list[tuple[float, float]] = []
         self.contexts: tuple[Context, ...] = ()
@@ -109,8 +114,10 @@ class Request:
             before_s = next(reversed(self.records.values())).delay_s
         else:
             before_s = 0.0
-        delay_s = before_s + max(0.0, ready_s - at_s)
+        waited_s = max(0.0, ready_s - at_s)
+        delay_s = before_s + waited_s
         record = Record(index, algorithm, above, at_s - before_s, delay_s)
+        record.ready_s, record.waited_s = at_s + waited_s, waited_s
         record.is_beside = is_beside
         if delay_s > before_s:
             ancestor = above
@@ -126,6 +133,26 @@ class Request:
         self.path.append(algorithm)
         self.last_s = max(self.last_s, at_s)
         return record
+
+    def started(self, index: int, ready_s: float) -> None:
+        """A call has started, at another time than was expected when it was made."""
+        record = self.records.get(index)
+        if record is None or ready_s == record.ready_s:
+            return
+        expected = record.ready_s, record.delay_s
+        waited_s = max(0.0, record.waited_s + ready_s - record.ready_s)
+        record.delay_s += waited_s - record.waited_s
+        record.ready_s, record.waited_s = ready_s, waited_s
+        ancestor = record.parent
+        for _ in range(_MOST_DEPTH):
+            if ancestor is None:
+                break
+            if expected in ancestor.pending:
+                ancestor.pending.remove(expected)
+            elif ancestor.below_s >= expected[1] and waited_s == 0.0:
+                break  # settled already: what was called meanwhile has been placed by it
+            ancestor.pending.append((ready_s, record.delay_s))
+            ancestor = ancestor.parent
 
     def saw(self, index: int, attempt: int) -> None:
         """This attempt of a call was seen."""

@@ -59,6 +59,10 @@ class Policy(Protocol):
         """Nothing of it runs any more."""
         ...
 
+    def started(self, request: str, index: int, at_s: float) -> None:
+        """A call of the request has started, which may have waited for that."""
+        ...
+
     def finished(self, request: str, at_s: float) -> list[Action]:
         """The request is over."""
         ...
@@ -233,6 +237,7 @@ class Sightings:
             return actions  # an earlier attempt, told late
         if not run.is_running and not run.is_over:
             run.is_running = True
+            self._policy.started(root, request.number(sight.run), max(called_s, started_s))
             is_cold = waited_s > 0.0 and self._fleet.became_ready(str(version), called_s)
             self._notes.began(str(version), called_s, one_in, is_cold=is_cold, after=request.last)
             request.last = algorithm
