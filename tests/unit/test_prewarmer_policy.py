@@ -324,3 +324,17 @@ def test_fifty_callees_each_are_decided_within_a_millisecond_or_so() -> None:
         policy.finished(str(k), at_s + 10)
 
     assert sorted(took)[len(took) // 2] < 0.01  # a tenth of that on a machine that does nothing else
+
+
+def test_a_wait_that_was_shorter_than_expected_does_not_teach_a_short_delay() -> None:
+    fleet = Fleet()
+    policy = BreakEvenPolicy(fleet, 5.0)
+    for number in range(12):
+        at_s, key = 1000.0 * number, f"r{number}"
+        policy.called(Call(key, 0, -1, CHAIN[0], None, at_s, at_s + 2.0))  # expected to take two seconds to start
+        policy.started(key, 0, at_s + 0.5)
+        policy.called(Call(key, 1, 0, CHAIN[1], None, at_s + 1.5, at_s + 1.5))
+        policy.finished(key, at_s + 3.0)
+
+    delays = {edge.callee: edge.delay_s for edge in policy.graph() if edge.caller == CHAIN[0]}
+    assert delays[CHAIN[1]] == pytest.approx(1.0, abs=0.1)

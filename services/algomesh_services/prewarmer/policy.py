@@ -123,7 +123,7 @@ class BreakEvenPolicy:
 
     def started(self, request: str, index: int, at_s: float) -> None:
         """A call that had to wait has started. Without this word it is taken to start when it was expected to."""
-        known = self.requests.get(request)
+        known = self._requests.get(request)
         if known is not None:
             known.started(index, at_s)
 
