@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 CHECKS := check-format check-lint check-layers check-mypy check-pyright check-unit
 TESTS := test-unit test-rest test-alone
 
-.PHONY: help setup demo demo-video up test check format bench constraints clean $(CHECKS) $(TESTS)
+.PHONY: help setup demo demo-video demo-prewarm up test check format bench constraints clean $(CHECKS) $(TESTS)
 
 help: ## say what there is
 	@echo "algomesh: make TARGET, where TARGET is one of"
@@ -25,6 +25,9 @@ demo: setup ## a pipeline of separate services classifies real posts; POSTS=FILE
 
 demo-video: setup ## a film is split, painted in another manner and joined by separate services; see demo-video/
 	@exec $(BIN)/python -m algomesh_services.demo_video $(ARGS)
+
+demo-prewarm: setup ## four cold services in a row, without and with the pre-warmer; see demo-prewarm.png
+	@exec $(BIN)/python -m algomesh_services.demo_prewarm $(ARGS)
 
 up: setup ## run a mesh on this machine until Ctrl-C; ARGS='--port 9000' for options
 	@exec $(BIN)/algomesh up $(ARGS)

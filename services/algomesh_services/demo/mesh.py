@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from algomesh_services.local.supervisor import Child
 
 
 @asynccontextmanager
-async def own_mesh(folder: Path) -> AsyncIterator[RunningMesh]:
+async def own_mesh(folder: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[RunningMesh]:
     """A mesh with its state below `folder`; it ends with the block, or with this process.
+
+    `environment` is added to ours.
 
     Raises ProgramError, OSError.
     """
@@ -23,7 +25,15 @@ async def own_mesh(folder: Path) -> AsyncIterator[RunningMesh]:
             await asyncio.sleep(0.02)
 
     argv = (sys.executable, "-P", "-m", "algomesh_services.cli", "up", "--port", "0", "--state", str(state), "--json")
-    up = Child("algomesh up", argv, ready=ready, log=folder / "up.log", grace_s=6.0, ready_within_s=120.0)
+    up = Child(
+        "algomesh up",
+        argv,
+        environment=environment,
+        ready=ready,
+        log=folder / "up.log",
+        grace_s=6.0,
+        ready_within_s=120.0,
+    )
     async with up:
         running = RunningMesh.find(state)
         assert running is not None
