@@ -310,7 +310,7 @@ class Machine(Struct, frozen=True, kw_only=True, array_like=True, tag="machine")
 
 
 class MachineInstance(Struct, frozen=True, kw_only=True, array_like=True):
-    """One instance. `age_ms` since its launch began; `start_ms` is launch to ready, 0 while it is not.
+    """One instance. `age_ms` since its launch began; `start_ms` is fork to ready, 0 while it is not.
 
     `key` is that of the hold it was launched for, and empty when a call waited for it; `idle_ms` is how long it has
     had nothing to do, -1 while it works.

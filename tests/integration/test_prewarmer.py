@@ -271,15 +271,16 @@ async def test_a_tenth_lost_the_rest_doubled_and_shuffled_teaches_the_same(stage
             root, child = run_id(), run_id()
             now = time.time()
             told = [
-                (A, stage.sight(root, started_at=now - 0.05)),
-                (A, stage.sight(root, started_at=now - 0.05, ended_at=now)),
-                (B, stage.sight(child, root, parent=root, started_at=now - 0.03)),
-                (B, stage.sight(child, root, parent=root, started_at=now - 0.03, ended_at=now - 0.01)),
+                (A, stage.sight(root, started_at=now - 1.5)),
+                (A, stage.sight(root, started_at=now - 1.5, ended_at=now)),
+                (B, stage.sight(child, root, parent=root, started_at=now - 0.5)),
+                (B, stage.sight(child, root, parent=root, started_at=now - 0.5, ended_at=now - 0.01)),
             ]
             told = [each for each in told * 2 if chance.random() > 0.1]
             chance.shuffle(told)
             for algorithm, sight in told:
                 await stage.tell_of(algorithm, sight)
+        await stage.heard()  # what is over has been learned from
         root = run_id()
 
         await stage.tell_of(A, stage.sight(root))

@@ -163,14 +163,14 @@ def test_an_instance_with_a_gpu_goes_a_grace_after_nothing_holds_it() -> None:
 
 
 def test_the_grace_begins_when_the_last_hold_has_ended() -> None:
-    assert decide([managed(view(A, gpu=1), unheld_s=0.5)], [instance(A, idle_s=50)]) == []
+    assert decide([managed(view(A, gpu=1), unheld_s=GRACE_S / 2)], [instance(A, idle_s=50)]) == []
 
 
 def test_an_instance_without_a_gpu_keeps_its_fixed_idle_time() -> None:
     young, old = instance(A, idle_s=59), instance(A, idle_s=60)
 
     assert retired(decide([managed(view(A, idle_s=60))], [young, old])) == [(old.instance, "idle")]
-    assert decide([managed(view(A, idle_s=60), unheld_s=0.5)], [old]) == []
+    assert decide([managed(view(A, idle_s=60), unheld_s=GRACE_S / 2)], [old]) == []
 
 
 def test_where_the_prewarmer_is_silent_or_leaves_it_alone_idle_times_are_fixed() -> None:

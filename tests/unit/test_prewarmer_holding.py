@@ -1,6 +1,8 @@
 import pytest
 
-from algomesh_services.prewarmer.holding import Wish, Wishes
+from algomesh_services.prewarmer.holding import LEAD_S, Wish, Wishes
+
+LEAD_MS = round(LEAD_S * 1000)
 
 
 def wish(key: str, start_s: float, until_s: float, *, gain: float = 1.0, version: str = "text/b/1.0.0") -> Wish:
@@ -18,7 +20,7 @@ def test_what_is_wished_for_is_told_once_relative_to_now() -> None:
     told = wishes.changes(100.0)
 
     assert told is not None
-    assert [(hold.key, hold.start_ms, hold.until_ms) for hold in told.holds] == [("path:1", 1_500, 3_000)]
+    assert [(hold.key, hold.start_ms, hold.until_ms) for hold in told.holds] == [("path:1", 1_500 - LEAD_MS, 3_000)]
     assert not told.is_whole
     assert wishes.changes(100.1) is None
 
@@ -75,7 +77,7 @@ def test_many_wishes_for_one_version_become_few_that_cover_the_same_time() -> No
 
     assert len(holds) <= 6
     assert max(hold.until_ms for hold in holds.values() if hold.key != "path:later") == pytest.approx(1_499, abs=1)
-    assert holds["path:later"].start_ms == 9_500
+    assert holds["path:later"].start_ms == 9_500 - LEAD_MS
     assert holds["path:999"].gain == 999  # the reason that counts most is told
 
 

@@ -242,6 +242,7 @@ class Fleet:
     async def _wait_ready(self, instance: Instance, process: Process, exited: "asyncio.Task[Exit]") -> bool:
         """Return True once it is ready, False when it died before; one that takes too long is killed."""
         limit_s, forked_at = self._settings.start_timeout_s, self._clock()
+        instance.forked_at = forked_at
         while not exited.done():
             now = self._clock()
             if self._notice_ready(instance, process, now):
@@ -261,6 +262,7 @@ class Fleet:
             return True
         instance.state = "ready"
         instance.start_ms = round((now - instance.launched_at) * 1e3)
+        instance.load_ms = round((now - (instance.forked_at or instance.launched_at)) * 1e3)
         instance.ready_at = instance.idle_since = now
         self.on_change()
         self._say(instance.version, messages.Ready(instance=instance.id, start_ms=instance.start_ms))

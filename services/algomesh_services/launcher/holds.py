@@ -19,7 +19,7 @@ from algomesh_broker.names import VersionId
 log = structlog.get_logger("algomesh.launcher")
 
 SILENT_AFTER_S = 5.0
-GRACE_S = 1.0
+GRACE_S = 0.25
 MOST_HOLDS = 4096
 _LONGEST_TEXT = 300
 _REMEMBER_S = 60.0

@@ -54,6 +54,8 @@ class Instance:
     digest: str = ""
     process: Process | None = None
     start_ms: int = 0
+    load_ms: int = 0
+    forked_at: float = 0.0
     ready_at: float = 0.0
     idle_since: float = 0.0
     runs_total: int = 0

@@ -73,7 +73,8 @@ def _as_told(instance: Instance, now: float) -> messages.MachineInstance:
         version=str(instance.version),
         state=instance.state,
         age_ms=max(0, round((now - instance.launched_at) * 1e3)),
-        start_ms=instance.start_ms,
+        # Without what came before its fork: a zygote that has first to import its libraries does so once.
+        start_ms=instance.load_ms,
         reason=instance.reason,
         key=instance.key,
         idle_ms=max(0, round((now - instance.idle_since) * 1e3)) if has_nothing_to_do else -1,

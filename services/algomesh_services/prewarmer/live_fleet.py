@@ -24,7 +24,7 @@ _LEAST_LEFT = 0.1  # of a cold start: a load that takes longer than usual is not
 
 
 class Start(NamedTuple):
-    """A start that has just ended well: how long it took, and what had been expected."""
+    """A start that has just ended well: how long it took, and what earlier ones let expect (0: there were none)."""
 
     version: str
     launcher: str
@@ -120,7 +120,7 @@ class LiveFleet:
             changes.told.append(up)
             if was_loading and up.ready_s is not None and is_news:
                 took_s = row.start_ms / 1000.0
-                changes.started.append(Start(up.version, up.launcher, took_s, self._expected_s(up.version)))
+                changes.started.append(Start(up.version, up.launcher, took_s, self._measured_s(up.version)))
                 self.learn_start(up.version, up.launcher, took_s)
         return changes
 
@@ -229,10 +229,11 @@ class LiveFleet:
         return (up for up in self.of(algorithm) if not up.is_draining and (not version or up.version == version))
 
     def _expected_s(self, version: str) -> float:
+        return self._measured_s(version) or self._last_median.get(version.rpartition("/")[0], FIRST_GUESS_S)
+
+    def _measured_s(self, version: str) -> float:
         medians = self._medians.get(version)
-        if not medians:
-            return self._last_median.get(version.rpartition("/")[0], FIRST_GUESS_S)
-        return max(1e-3, sum(medians.values()) / len(medians))
+        return max(1e-3, sum(medians.values()) / len(medians)) if medians else 0.0
 
     def _drop(self, up: Up) -> Up:
         instances = self._of.get(up.algorithm, {})

@@ -65,6 +65,7 @@ class BreakEvenPolicy:
         self._algorithms = Algorithms(most_algorithms)
         self._pools = Pools(is_on=pooling)
         self._loads = LoadSpread()
+        self._is_told_of_loads = False
 
     def called(self, call: Call) -> list[Action]:
         """A call begins. What it makes likely is held, what it makes unlikely is released.
@@ -120,6 +121,12 @@ class BreakEvenPolicy:
             )
         self._learn_oldest(request)
         return actions
+
+    def loaded(self, measured_s: float, expected_s: float) -> None:
+        """A load has ended well. Where nobody says so, loads are measured by the calls that waited for them."""
+        self._is_told_of_loads = True
+        if expected_s > 0.0:
+            self._loads.add(measured_s, expected_s)
 
     def started(self, request: str, index: int, at_s: float) -> None:
         """A call that had to wait has started. Without this word it is taken to start when it was expected to."""
@@ -210,7 +217,8 @@ class BreakEvenPolicy:
     def _learn_use(self, algorithm: Algorithm, request: Request, call: Call, cold_s: float) -> None:
         """A call of an algorithm that takes a cold start: how long a load that began with it takes, and its gap."""
         at_s, name = call.at_s, call.algorithm
-        if self._fleet.state(name) == "loading" and self._fleet.ready_in_s(name) >= cold_s * (1.0 - 1e-9):
+        begins = self._fleet.state(name) == "loading" and self._fleet.ready_in_s(name) >= cold_s * (1.0 - 1e-9)
+        if begins and not self._is_told_of_loads:
             self._loads.add(call.ready_at_s - at_s, cold_s)
         idle_s, algorithm.idle_s = algorithm.idle_s, None
         if idle_s is None or at_s < idle_s:

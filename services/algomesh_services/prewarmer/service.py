@@ -16,7 +16,6 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity
 from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.request_server import RequestServer
-from algomesh_services.courtesy import give_way
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.keeping import Keeper, known_start, restore
@@ -37,7 +36,6 @@ _AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
 
 async def run(settings: Settings) -> None:
     """Pre-warm until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
-    give_way()  # calls go before what is thought about them
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

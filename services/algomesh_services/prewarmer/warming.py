@@ -106,6 +106,8 @@ class Warming:
                 self.sightings.known_before(up.algorithm, up.idle_s)
         for up in changes.told:
             self.starts.told(up, now)
+        for start in changes.started:
+            self.policy.loaded(start.took_s, start.expected_s)
         self._gone(changes.gone, now)
         self._act(self.sightings.settle())
 
