@@ -262,7 +262,7 @@ class Fleet:
             return True
         instance.state = "ready"
         instance.start_ms = round((now - instance.launched_at) * 1e3)
-        instance.load_ms = round((now - (instance.forked_at or instance.launched_at)) * 1e3)
+        instance.load_ms = max(1, round((now - (instance.forked_at or instance.launched_at)) * 1e3))
         instance.ready_at = instance.idle_since = now
         self.on_change()
         self._say(instance.version, messages.Ready(instance=instance.id, start_ms=instance.start_ms))
