@@ -6,15 +6,14 @@ nothing else notices.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
 from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity, store_identity
-from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.courtesy import give_way
@@ -23,15 +22,13 @@ from algomesh_services.ledger.keeper import Keeper
 from algomesh_services.ledger.settings import Settings
 from algomesh_services.ledger.store import Store
 from algomesh_services.ledger.verbs import Verbs
+from algomesh_services.lifecycle import retried, work_until
 from algomesh_services.postgres_pool import StoreAway
 
 log = structlog.get_logger("algomesh.ledger")
 
-T = TypeVar("T")
 PROGRAM: Final = "ledger"
 _REQUESTS_AT_ONCE: Final = 32
-_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
-_AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
 
 
 async def run(settings: Settings) -> None:
@@ -47,37 +44,27 @@ async def run(settings: Settings) -> None:
 async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
     """Keep the ledger until `stopping` is set; `on_ready` is called once it does."""
     async with AsyncExitStack() as stack:
-        working = asyncio.create_task(_work(settings, stack, stopping, on_ready), name="ledger-work")
-        stop = asyncio.create_task(stopping.wait(), name="ledger-stop")
-        try:
-            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-        finally:
-            # Once it works, it stops by itself, in order; while it still waits for its servers, it is cancelled.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(settings.grace_s):
-                    await asyncio.shield(asyncio.gather(working, return_exceptions=True))
-            for task in (working, stop):
-                task.cancel()
-            await asyncio.gather(working, stop, return_exceptions=True)
+        work = _work(settings, stack, stopping, on_ready)
+        await work_until(stopping, work, program=PROGRAM, grace_s=settings.grace_s)
 
 
 async def _work(
     settings: Settings, stack: AsyncExitStack, stopping: asyncio.Event, on_ready: Callable[[], None]
 ) -> None:
     secrets = settings.secrets
-    store = await _retried(stopping, "postgres", lambda: Store.open(settings.postgres, settings.schema))
+    store = await retried(stopping, PROGRAM, "postgres", lambda: Store.open(settings.postgres, settings.schema))
     if store is None:
         return
     stack.push_async_callback(store.close)
     identity = program_identity(secrets, PROGRAM).with_own_inbox()
-    connection = await _retried(stopping, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
+    connection = await retried(
+        stopping, PROGRAM, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM)
+    )
     if connection is None:
         return
     stack.push_async_callback(connection.close)
     admin_identity = store_identity(secrets, PROGRAM)
-    admin = await _retried(stopping, "nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
+    admin = await retried(stopping, PROGRAM, "nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
     if admin is None:
         return
     stack.push_async_callback(admin.close)
@@ -94,7 +81,7 @@ async def _work(
     requests = RequestServer(
         connection, PROGRAM, Verbs(store).table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,)
     )
-    if not await _retried(stopping, "nats", lambda: _up(feed, keeper, requests, connection)):
+    if not await retried(stopping, PROGRAM, "nats", lambda: _up(feed, keeper, requests, connection)):
         return
     async with asyncio.TaskGroup() as tasks:
         work = [
@@ -119,20 +106,3 @@ async def _up(feed: Feed, keeper: Keeper, requests: RequestServer, connection: C
     await keeper.hear_fleet(connection)
     await requests.serve()
     return True
-
-
-async def _retried(stopping: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
-    """`attempt`, until its server is there, or None when we are to stop; what is wrong otherwise is raised."""
-    delay_s, said = _RETRY_FIRST_S, ""
-    while not stopping.is_set():
-        try:
-            return await attempt()
-        except _AWAY as error:
-            if str(error) != said:
-                said = str(error)
-                log.warning("waiting_for_server", server=what, error=said)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await stopping.wait()
-        delay_s = min(2 * delay_s, _RETRY_LAST_S)
-    return None

@@ -6,16 +6,16 @@ else notices.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
 from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity
-from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.request_server import RequestServer
+from algomesh_services.lifecycle import retried, work_until
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.keeping import Keeper, known_start, restore
@@ -26,12 +26,9 @@ from algomesh_services.prewarmer.warming import Warming
 
 log = structlog.get_logger("algomesh.prewarmer")
 
-T = TypeVar("T")
 PROGRAM: Final = "prewarmer"
 _REQUESTS_AT_ONCE: Final = 32
 _STARTS_REMEMBERED: Final = 20
-_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
-_AWAY: Final = (StoreAway, Unreachable, Unauthenticated)
 
 
 async def run(settings: Settings) -> None:
@@ -51,22 +48,8 @@ async def serve(
 ) -> None:
     """Pre-warm until `stopping` is set; `on_ready` is called once it does."""
     async with AsyncExitStack() as stack:
-        working = asyncio.create_task(
-            _work(settings, stack, stopping, on_ready, clock or Clock()), name="prewarmer-work"
-        )
-        stop = asyncio.create_task(stopping.wait(), name="prewarmer-stop")
-        try:
-            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-        finally:
-            # Once it works, it stops by itself, in order; while it still waits for its servers, it is cancelled.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(settings.grace_s):
-                    await asyncio.shield(asyncio.gather(working, return_exceptions=True))
-            for task in (working, stop):
-                task.cancel()
-            await asyncio.gather(working, stop, return_exceptions=True)
+        work = _work(settings, stack, stopping, on_ready, clock or Clock())
+        await work_until(stopping, work, program=PROGRAM, grace_s=settings.grace_s)
 
 
 async def _work(
@@ -76,16 +59,18 @@ async def _work(
     on_ready: Callable[[], None],
     clock: Clock,
 ) -> None:
-    store = await _retried(stopping, "postgres", lambda: Store.open(settings.postgres, settings.schema))
+    store = await retried(stopping, PROGRAM, "postgres", lambda: Store.open(settings.postgres, settings.schema))
     if store is None:
         return
     stack.push_async_callback(store.close)
     identity = program_identity(settings.secrets, PROGRAM).with_own_inbox()
-    connection = await _retried(stopping, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
+    connection = await retried(
+        stopping, PROGRAM, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM)
+    )
     if connection is None:
         return
     stack.push_async_callback(connection.close)
-    warming = await _retried(stopping, "postgres", lambda: _remembering(settings, store, connection, clock))
+    warming = await retried(stopping, PROGRAM, "postgres", lambda: _remembering(settings, store, connection, clock))
     if warming is None:
         return
     stack.push_async_callback(warming.close)
@@ -101,7 +86,7 @@ async def _work(
     )
     verbs = Verbs(store, warming.policy)
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
-    if not await _retried(stopping, "nats", lambda: _up(warming, requests)):
+    if not await retried(stopping, PROGRAM, "nats", lambda: _up(warming, requests)):
         return
     async with asyncio.TaskGroup() as tasks:
         work = [
@@ -136,20 +121,3 @@ async def _up(warming: Warming, requests: RequestServer) -> bool:
     await warming.hear()
     await requests.serve()
     return True
-
-
-async def _retried(stopping: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
-    """`attempt`, until its server is there, or None when we are to stop; what is wrong otherwise is raised."""
-    delay_s, said = _RETRY_FIRST_S, ""
-    while not stopping.is_set():
-        try:
-            return await attempt()
-        except _AWAY as error:
-            if str(error) != said:
-                said = str(error)
-                log.warning("waiting_for_server", server=what, error=said)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await stopping.wait()
-        delay_s = min(2 * delay_s, _RETRY_LAST_S)
-    return None
