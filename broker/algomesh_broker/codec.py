@@ -62,6 +62,7 @@ decode_control: Callable[[Buffer], messages.Control] = _decoder(messages.Control
 decode_demand: Callable[[Buffer], messages.Demand] = _decoder(messages.Demand, "demand")
 decode_fleet: Callable[[Buffer], messages.Fleet] = _decoder(messages.Fleet, "fleet")
 decode_host_beat: Callable[[Buffer], messages.HostBeat] = _decoder(messages.HostBeat, "host beat")
+decode_lease: Callable[[Buffer], messages.InstanceLease] = _decoder(messages.InstanceLease, "lease")
 decode_sights: Callable[[Buffer], messages.Sights] = _decoder(messages.Sights, "sights")
 decode_machine: Callable[[Buffer], messages.Machine] = _decoder(messages.Machine, "machine")
 decode_holds: Callable[[Buffer], messages.Holds] = _decoder(messages.Holds, "holds")

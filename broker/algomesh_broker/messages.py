@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 ContentType = Literal["text", "json", "binary", "tensor", "bundle", "claim"]
+LeasePhase = Literal["importing", "loading", "connecting", "ready", "draining", "ended"]
 Phase = Literal["queued", "forking", "importing", "loading", "connecting", "ready"]
 RunState = Literal["running", "succeeded", "failed", "refused", "expired", "lost", "cancelled"]
 
@@ -200,6 +201,7 @@ class Demand(Struct, frozen=True, kw_only=True, array_like=True, tag="demand"):
     root_caller: str = ""
     attempt: int = 1
     stages: list[str] = []
+    traceparent: str = ""
 
 
 class Starting(Struct, frozen=True, kw_only=True, array_like=True, tag="starting"):
@@ -244,6 +246,22 @@ class HostBeat(Struct, frozen=True, kw_only=True, array_like=True, tag="host"):
     launcher: str
     alive: bool = True
     host: str = ""
+
+
+class InstanceLease(Struct, frozen=True, kw_only=True, array_like=True, tag="lease"):
+    """An instance lives whose watch page its launcher cannot read: one in a container, or in another language.
+
+    Said at every change of `phase` and once a second; three seconds of silence are its death. `active` runs are in it
+    now, `total` have been; `overdue_ms` is how long it is past the time limit of a run that does not end (0: none is).
+    With `ended` comes why it could not start, as `failure`, an error code and a sentence joined by a blank.
+    """
+
+    instance: str
+    phase: LeasePhase
+    active: int = 0
+    total: int = 0
+    overdue_ms: int = 0
+    failure: str = ""
 
 
 class RunEvent(Struct, frozen=True, array_like=True, gc=False, tag="run"):

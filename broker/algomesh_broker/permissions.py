@@ -166,6 +166,7 @@ def of_instance(version: VersionId, instance: str, calls: Iterable[str]) -> Perm
         f"demand.{mine}.*",
         subjects.run_events(version),
         subjects.sights(version),
+        subjects.lease(check_instance(instance)),
         # It hands over to steps that it may not call, and finds their results by the very input it hands over.
         subjects.results_of(version),
         subjects.READ_RESULT,
@@ -216,8 +217,8 @@ def _launcher() -> Permissions:
         subjects.ALL_MACHINES,
         DIRECTORY_GET,
     ]
-    heard = [subjects.ALL_DEMAND, subjects.ALL_FLEET, subjects.HOLDS, DIRECTORY_UPDATES, f"reply.*.*.{caller}.>"]
-    return _made(publish, [*_serves("launcher"), *heard])
+    heard = [subjects.ALL_DEMAND, subjects.ALL_FLEET, subjects.ALL_LEASES, subjects.HOLDS, DIRECTORY_UPDATES]
+    return _made(publish, [*_serves("launcher"), *heard, f"reply.*.*.{caller}.>"])
 
 
 def _prewarmer() -> Permissions:

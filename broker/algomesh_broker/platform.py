@@ -54,6 +54,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     `entry` is `module:attribute` inside the archive; `requirements` are PEP 508 strings; `takes` and `gives` are kinds.
     A named pipeline has its JSON form as `pipeline`, and neither entry nor archive nor options.
+    A program in another language has its `command` instead of an entry, run in the unpacked archive's folder.
+    `image` is the container image in which the docker driver runs it; empty: the launcher's own.
     """
 
     owner: str
@@ -68,6 +70,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     takes: str = ""
     gives: str = ""
     pipeline: bytes = b""
+    command: list[str] = []
+    image: str = ""
 
 
 class Upload(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@
     fleet.host.<launcher>                           the launcher's own beat
     sight.<owner>.<name>.<version>                  runs as they begin and end, for the pre-warmer
     machine.<launcher>                              what a launcher runs, for the pre-warmer
+    lease.<instance>                                an instance lives whose launcher cannot look into its memory
     hold.all                                        what the pre-warmer wishes launchers to have up
     claim.<mark>.<caller>.<id>.<number>.chunk       a piece of a payload that travels by claim; the server sets <mark>
     cache.<mark>.<owner>.<name>.<version>.<digest>.result   the kept result of one input; the server sets <mark>
@@ -42,6 +43,7 @@ ALL_PARKED = "park.>"
 ALL_SIGHTS = "sight.*.*.*"
 ALL_MACHINES = "machine.*"
 HOLDS = "hold.all"
+ALL_LEASES = "lease.*"
 ALL_CLAIMS = "claim.*.*.*.*.chunk"
 READ_CLAIM = f"$JS.API.DIRECT.GET.{CLAIMS_STREAM}.{ALL_CLAIMS}"
 ALL_RESULTS = "cache.*.*.*.*.*.result"
@@ -142,6 +144,11 @@ def control(instance: str, caller: str) -> str:
 def controls_of(instance: str) -> str:
     """What an instance subscribes to hear of cancels."""
     return f"control.{instance}.*"
+
+
+def lease(instance: str) -> str:
+    """That `instance` lives, said by itself."""
+    return f"lease.{instance}"
 
 
 def run_events(version: VersionId) -> str:

@@ -17,6 +17,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "call": codec.decode_call,
     "sights": codec.decode_sights,
     "machine": codec.decode_machine,
+    "instance-lease": codec.decode_lease,
     "holds": codec.decode_holds,
     **dict.fromkeys(("running", "parked", "handed-over", "part", "result", "failure"), codec.decode_reply),
     **dict.fromkeys(("cancel", "credit", "forget"), codec.decode_control),

@@ -76,6 +76,8 @@ _MANIFEST = platform.Manifest(
     takes="text",
     gives="json:array[text]",
     pipeline=b'{"kind":"stage","reference":"text/clean/1.0.0"}',
+    command=["node", "slugify.js"],
+    image="node:22-slim",
 )
 _INSTANCE_ROW = platform.InstanceRow(
     algorithm="text/clean",
@@ -166,7 +168,13 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     "credit": messages.Credit(run="run1", attempt=2, upto=32, at=3, session="s1", call="7"),
     "forget": messages.Forget(root="root1"),
     "demand": messages.Demand(
-        run="run1", root="root1", parent="parent1", root_caller="k~x", attempt=2, stages=["text/count/1.2.0"]
+        run="run1",
+        root="root1",
+        parent="parent1",
+        root_caller="k~x",
+        attempt=2,
+        stages=["text/count/1.2.0"],
+        traceparent="00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
     ),
     "starting": messages.Starting(phase="loading", waiting=3, instances=1),
     "ready": messages.Ready(instance="host-1", start_ms=42),
@@ -190,6 +198,9 @@ EXAMPLES: dict[str, msgspec.Struct] = {
             )
         ],
         one_in=4,
+    ),
+    "instance-lease": messages.InstanceLease(
+        instance="host-1", phase="ended", active=1, total=7, overdue_ms=250, failure="load_failed no such file"
     ),
     "machine": messages.Machine(
         launcher="host",
