@@ -27,6 +27,7 @@ from algomesh_broker.inbox import Inbox
 from algomesh_broker.link import Link
 from algomesh_broker.protocol import Message, Publisher, format_with_headers
 from algomesh_broker.retry import Retry, is_silence
+from algomesh_broker.rider import Rider
 from algomesh_broker.subscription import Callback, Subscription
 from algomesh_observability.logger import get_logger
 
@@ -63,6 +64,7 @@ class Connection:
         self._out: list[bytes] = []
         self._kept_bytes = 0
         self._flushing = False
+        self._riders: list[Rider] = []
         self._pongs: deque[Callable[[Exception | None], None]] = deque()
         self._inbox = Inbox(self)
         self._keeper: asyncio.Task[None] | None = None
@@ -178,6 +180,12 @@ class Connection:
         self.is_connected = False
         self._fail_waiting(Unreachable("the connection was closed"))
 
+    def rider(self, send: Callable[[], None], ready_s: float, latest_s: float) -> Rider:
+        """What `send` publishes once it is armed: together with other things after `ready_s`, else after `latest_s`."""
+        rider = Rider(send, ready_s, latest_s)
+        self._riders.append(rider)
+        return rider
+
     # Writing
 
     def _write(self, data: bytes) -> None:
@@ -194,6 +202,12 @@ class Connection:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        if self._riders and self.is_connected:
+            self._flushing = True  # what they publish goes along
+            now = self._loop.time()
+            for rider in self._riders:
+                if rider.ready_at <= now:
+                    rider.go()
         self._flushing = False
         if self._out and self._link is not None and self.is_connected:
             data = b"".join(self._out)

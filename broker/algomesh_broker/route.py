@@ -124,6 +124,11 @@ class Route:
             for place in self.places.values()
         )
 
+    @cached_property
+    def is_plain_chain(self) -> bool:
+        """Whether it is one call after another, and no result of them is to be kept."""
+        return all(isinstance(step, CallStep) and not step.cache_s for step in self.steps)
+
     def after(self, at: int) -> list[str]:
         """The versions that may yet run when step `at` does, the 64 nearest; what runs beside it is not among them."""
         known = self._after.get(at)

@@ -321,7 +321,7 @@ class Conductor:
     async def _send(self, trip: Trip, at: int, content: Content, tally: Tally, run: str) -> Content:
         """One chain of calls: to its first stage, and back from its last."""
         if trip.allowance is None:
-            chain = self._chain(trip, at)
+            chain = self.chain(trip.route, at, trip.granted)
             order = self._order(trip, at, content, run, chain, OWN_BUDGET // len(chain.stages))
         else:
             order = await self._budgeted(trip, at, content, run)
@@ -331,7 +331,7 @@ class Conductor:
 
     async def _budgeted(self, trip: Trip, at: int, content: Content, run: str) -> Order:
         """The order, once its runs have been counted. Raises BudgetExceeded."""
-        chain = self._chain(trip, at)
+        chain = self.chain(trip.route, at, trip.granted)
         return self._order(trip, at, content, run, chain, await self.budget(trip.allowance, len(chain.stages)))
 
     def _order(self, trip: Trip, at: int, content: Content, run: str, chain: Chain, budget: int) -> Order:
@@ -367,13 +367,13 @@ class Conductor:
             await self._leases.take(allowance, runs)
         return max(0, budget)
 
-    def _chain(self, trip: Trip, at: int) -> Chain:
-        route = trip.route
+    def chain(self, route: Route, at: int, granted: Granted | None) -> Chain:
+        """What is to be known of the chain that begins at step `at`: of that step alone, where there is no token."""
         chain = self._chains.get((route.data, at))
         if chain is None:
             if len(self._chains) >= _MOST_KNOWN:
                 self._chains.clear()
-            chain = chain_alone(route, at) if trip.granted is None else chain_of_route(route, at)
+            chain = chain_alone(route, at) if granted is None else chain_of_route(route, at)
             self._chains[route.data, at] = chain
         return chain
 

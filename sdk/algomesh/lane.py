@@ -36,6 +36,7 @@ _HOMELESS_S: Final = 5.0
 _DOUBT_S: Final = 5.0
 _MARGIN_BYTES: Final = 4096
 _NOBODY: Final[list[str]] = []
+_SERVER: Final = "reply.none.none."  # as subjects.no_responders has it
 _MOST_KNOWN: Final = 4096
 
 
@@ -57,6 +58,7 @@ class Lane:
         self.claims = Claims(connection)
         self._no_responders = subjects.no_responders(self._caller, session, "")
         self._tail = len(self._caller) + len(session) + 2
+        self._answers: dict[str, tuple[str, str]] = {}
         self._sweeping: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -264,18 +266,16 @@ class Lane:
     # Hearing
 
     def _on_reply(self, message: Message) -> None:
-        subject = message.subject
-        call_id = subject.rpartition(".")[2]
+        answerer, call_id = self._answers.get(message.subject) or self._read_subject(message.subject)
         pending = self._pending.get(call_id)
-        is_of_server = subject.startswith("reply.none.")
         if pending is None:
-            if not is_of_server:
+            if answerer != _SERVER:
                 self._on_late_reply(message)
             return
-        if is_of_server:
+        if answerer == _SERVER:
             self._on_server_word(pending, message)
             return
-        if subject[: -self._tail - len(call_id)] not in pending.chain.answerers:
+        if answerer not in pending.chain.answerers:
             log.warning("foreign_answer_ignored", subject=message.subject, algorithm=str(pending.version))
             return
         try:
@@ -286,6 +286,14 @@ class Lane:
         if reply.run != pending.call.run:
             return
         hear(pending, reply, self._loop.time())
+
+    def _read_subject(self, subject: str) -> tuple[str, str]:
+        """Who answers there, as `subjects.replies_of` has it, and which call. The same few come again and again."""
+        if len(self._answers) >= _MOST_KNOWN:
+            self._answers.clear()
+        call_id = subject.rpartition(".")[2]
+        known = self._answers[subject] = subject[: -self._tail - len(call_id)], call_id
+        return known
 
     def _on_late_reply(self, message: Message) -> None:
         """Word of a call that is over: who still runs it is told so; a chain between two steps could not be."""

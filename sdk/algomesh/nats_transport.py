@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from algomesh import errors
 from algomesh.allowance import OWN_BUDGET, Allowance
+from algomesh.chain import ANYWHERE
 from algomesh.claiming import is_claimed
 from algomesh.compiling import compile_route
 from algomesh.conducting import Conductor, Tally, Trip
@@ -18,6 +19,7 @@ from algomesh.granting import Grants
 from algomesh.lane import Lane
 from algomesh.leasing import Leases
 from algomesh.order import Order
+from algomesh.pending import Pending
 from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
 from algomesh.result_cache import Answered, ResultCache, digest_of
@@ -26,7 +28,7 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.directory import Directory, Resolved
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import Identity, is_instance_token
-from algomesh_broker.messages import ContentType, VersionEntry
+from algomesh_broker.messages import ContentType, Result, VersionEntry
 from algomesh_broker.names import Reference, VersionId
 from algomesh_broker.route import Route
 from algomesh_observability.tracing import traceparent
@@ -154,34 +156,52 @@ class NatsTransport:
         output = Content(result.content_type, result.detail, result.payload)
         if result.writers or is_claimed(output.content_type, output.payload):
             output = await self._read(output, result.writers, root, deadline)
-        return Response(
-            output,
-            Metadata(
-                content_type=output.content_type,
-                duration=time.perf_counter() - began,
-                run_id=run,
-                version=result.version,
-                algorithm=version.algorithm,
-                cold_start_s=pending.cold_s,
-                attempts=pending.call.attempt,
-                compute_s=result.compute_ms / 1000,
-                queued_s=result.queued_ms / 1000,
-                instance=result.instance,
-                cached=result.cached,
-            ),
-        )
+        return _response(output, result, pending, began)
 
     async def _travel(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
         """Several: by a route, under its token."""
         began = time.perf_counter()
-        trip, run = self._trip(pipeline, timeout_s, origin)
-        if trip.granted is None and trip.route.needs_grant:
-            trip = replace(trip, granted=await self._grants.fetch(trip.route, timeout_s))
+        route = self._route(pipeline)
+        if origin is None and route.is_plain_chain and isinstance(content, Content):
+            return await self._call_chain(route, content, timeout_s, began)
+        trip, run = self._trip(route, timeout_s, origin)
+        if trip.granted is None and route.needs_grant:
+            trip = replace(trip, granted=await self._grants.fetch(route, timeout_s))
         tally = Tally()
         output = await self.conductor.run(trip, 0, content, tally, run)
         if tally.writers or is_claimed(output.content_type, output.payload):
             output = await self._read(output, tally.writers, trip.root, trip.deadline)
         return Response(output, tally.metadata(output.content_type, time.perf_counter() - began, run))
+
+    async def _call_chain(self, route: Route, content: Content, timeout_s: float, began: float) -> Response:
+        """One call after another, for who begins a run: a single order, since nothing is kept or joined on the way."""
+        deadline = self._loop.time() + timeout_s
+        granted = None
+        if route.needs_grant:
+            granted = self._grants.known(route, timeout_s) or await self._grants.fetch(route, timeout_s)
+        run = self.conductor.new_run()
+        chain = self.conductor.chain(route, 0, granted)
+        result, pending = await self.lane.call(
+            Order(
+                route.places[0].version,
+                content,
+                deadline,
+                run,
+                run,
+                "",
+                self._caller,
+                0,
+                OWN_BUDGET // len(chain.stages),
+                traceparent(run, run),
+                chain,
+                b"" if granted is None else granted.token,
+                ANYWHERE if granted is None else 0,
+            )
+        )
+        output = Content(result.content_type, result.detail, result.payload)
+        if result.writers or is_claimed(output.content_type, output.payload):
+            output = await self._read(output, result.writers, run, deadline)
+        return _response(output, result, pending, began)
 
     async def stream(
         self,
@@ -193,7 +213,7 @@ class NatsTransport:
     ) -> AsyncGenerator[Content, None]:
         """Run a pipeline and give its parts as they come; see `Transport.stream`."""
         began = time.perf_counter()
-        trip, run = self._trip(pipeline, timeout_s, origin)
+        trip, run = self._trip(self._route(pipeline), timeout_s, origin)
         if trip.granted is None and trip.route.needs_grant:
             trip = replace(trip, granted=await self._grants.fetch(trip.route, timeout_s))
         tally = Tally()
@@ -214,9 +234,8 @@ class NatsTransport:
             self.lane.release(writers, root)
         return output
 
-    def _trip(self, pipeline: Pipeline, timeout_s: float, origin: Origin | None) -> tuple[Trip, str]:
+    def _trip(self, route: Route, timeout_s: float, origin: Origin | None) -> tuple[Trip, str]:
         """Everything a journey needs, but for a token that is to be fetched first; and the id of its run."""
-        route = self._route(pipeline)
         granted = self._grants.known(route, timeout_s) if route.needs_grant else None
         run = self.conductor.new_run()
         if origin is None:
@@ -258,6 +277,26 @@ class NatsTransport:
         """Let go of the connection; calls under way fail."""
         self.lane.close()
         await self.connection.close()
+
+
+def _response(output: Content, result: Result, pending: Pending, began: float) -> Response:
+    """What a single call, or chain of calls, came to; `began` is of `time.perf_counter`."""
+    return Response(
+        output,
+        Metadata(
+            content_type=output.content_type,
+            duration=time.perf_counter() - began,
+            run_id=pending.call.run,
+            version=result.version,
+            algorithm=pending.answered_by(result.at),
+            cold_start_s=pending.cold_s,
+            attempts=pending.call.attempt,
+            compute_s=result.compute_ms / 1000,
+            queued_s=result.queued_ms / 1000,
+            instance=result.instance,
+            cached=result.cached,
+        ),
+    )
 
 
 def translate(error: BrokerError) -> errors.MeshError:

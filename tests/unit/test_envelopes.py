@@ -1,6 +1,7 @@
 """What is made by position on the hot path: each field in its own place."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from algomesh_broker.grants import Granted
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import Options
+from algomesh_broker.rider import Rider
 from algomesh_broker.route import CallStep, Route
 
 FIRST, SECOND = VersionId.parse("t/first/1.0.0"), VersionId.parse("t/second/2.1.0")
@@ -43,6 +45,9 @@ class Wire:
 
     def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
         self.sent.append((subject, payload))
+
+    def rider(self, send: Callable[[], None], ready_s: float, latest_s: float) -> Rider:
+        return Rider(send, ready_s, latest_s)
 
     def join(self, subject: str, callback: object, queue: str = "") -> None:
         """Nothing comes."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 
 import pytest
 
@@ -9,6 +10,7 @@ from algomesh.instance.job import Job
 from algomesh.instance.sightings import MOST_PER_S, Sightings
 from algomesh_broker import codec, messages
 from algomesh_broker.names import VersionId
+from algomesh_broker.rider import Rider
 from algomesh_broker.route import CallStep, Route
 
 VERSION = VersionId.parse("text/clean/1.0.0")
@@ -25,6 +27,9 @@ class Wire:
     def publish(self, subject: str, payload: bytes) -> None:
         assert subject == "sight.text.clean.1-0-0"
         self.sent.append(codec.decode_sights(payload))
+
+    def rider(self, send: Callable[[], None], ready_s: float, latest_s: float) -> Rider:
+        return Rider(send, ready_s, latest_s)
 
     @property
     def runs(self) -> list[messages.Sight]:

@@ -62,6 +62,22 @@ def test_the_earliest_deadline_of_the_running_runs_counts(page: bytearray) -> No
     assert (reader.active, reader.runs_total) == (1, 4)
 
 
+@pytest.mark.parametrize(("others_ns", "seen_ns"), [([], 2000), ([3000], 2000), ([1000], 1000)])
+def test_a_run_that_is_alone_counts_beside_the_others(page: bytearray, others_ns: list[int], seen_ns: int) -> None:
+    writer, reader = WatchWriter(page), WatchReader(page)
+    for other_ns in others_ns:
+        writer.begin(other_ns, other_ns)
+    before = reader.active, reader.deadline_ns
+
+    writer.begin_alone(2000)
+
+    assert (reader.active, reader.runs_total, reader.deadline_ns) == (len(others_ns) + 1, len(others_ns) + 1, seen_ns)
+
+    writer.end_alone()
+
+    assert (reader.active, reader.deadline_ns) == before
+
+
 def test_the_end_of_an_unknown_run_changes_nothing(page: bytearray) -> None:
     writer, reader = WatchWriter(page), WatchReader(page)
     writer.begin("a", 5)

@@ -19,27 +19,23 @@ from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import PayloadTooLarge
-from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
-from algomesh_broker.route import Place, Route
+from algomesh_broker.route import Place
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.forwarding")
 
-_CONFIRM_S: Final = 0.02
+_CONFIRM_READY_S: Final = 0.01
+_CONFIRM_LATEST_S: Final = 0.02
 _MOST_KNOWN: Final = 4096
 
 
 class _Kept(Struct, frozen=True):
-    """A hop that may have to be parked."""
+    """A hop that may have to be parked: where it went, what was sent, and the run whose output it is."""
 
-    version: VersionId
-    subject: str
-    envelope: bytes
+    place: Place
     call: messages.Call
-    caller: str
-    deadline: float
-    route: Route
+    job: Job
 
 
 class Forwarder:
@@ -56,7 +52,8 @@ class Forwarder:
         self._free: list[str] = []
         self._count = 0
         self._subjects: dict[Place, str] = {}
-        self._confirming: asyncio.TimerHandle | None = None
+        self._confirm = connection.rider(self._ask, _CONFIRM_READY_S, _CONFIRM_LATEST_S)
+        self._is_confirming = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -97,18 +94,16 @@ class Forwarder:
             job.writers,
             call.is_near,
         )
-        envelope = codec.encode(onward)
         ticket = self._free.pop() if self._free else self._new_ticket()
         try:
-            self._connection.publish(subject, envelope, ticket)
+            self._connection.publish(subject, codec.encode(onward), ticket)
         except PayloadTooLarge as error:
             raise errors.PayloadTooLarge(f"the output is too large for the next step: {error}; return less") from error
-        self._sent[ticket] = _Kept(
-            place.version, subject, envelope, onward, job.caller, job.deadline, job.granted.route
-        )
-        if self._confirming is None:
+        self._sent[ticket] = _Kept(place, onward, job)
+        if not self._is_confirming:
+            self._is_confirming = True
             self._idle.clear()
-            self._confirming = self._loop.call_later(_CONFIRM_S, self._ask)
+            self._confirm.arm()
 
     async def drain(self) -> None:
         """Return when every hop has found somebody, or lies with the stream."""
@@ -134,10 +129,10 @@ class Forwarder:
         for ticket in tickets:
             if self._sent.pop(ticket, None) is not None:
                 self._free.append(ticket)
-        self._confirming = None
         if self._sent:
-            self._confirming = self._loop.call_later(_CONFIRM_S, self._ask)
+            self._confirm.arm()
         else:
+            self._is_confirming = False
             self._idle.set()
 
     def _on_word(self, message: Message) -> None:
@@ -147,7 +142,7 @@ class Forwarder:
         if kept is not None:
             if message.status == NO_RESPONDERS:
                 self._park(ticket, kept)
-                self._answers.say_parked(kept.call, kept.caller)
+                self._answers.say_parked(kept.call, kept.job.caller)
             return
         kept = self._parked.pop(ticket, None)
         if kept is None:
@@ -159,10 +154,13 @@ class Forwarder:
             self._loop.call_later(RETRY_S, self._park, ticket, kept)
         else:
             self._free.append(ticket)
-            self._answers.fail_step(kept.call, kept.caller, refused_parking(*refusal, stage=str(kept.version)))
+            error = refused_parking(*refusal, stage=str(kept.place.version))
+            self._answers.fail_step(kept.call, kept.job.caller, error)
 
     def _park(self, ticket: str, kept: _Kept) -> None:
-        left_s = kept.deadline - self._loop.time()
+        job, version = kept.job, kept.place.version
+        assert job.granted is not None
+        left_s = job.deadline - self._loop.time()
         if left_s <= 0:
             self._free.append(ticket)
             return  # who waited has given up
@@ -170,17 +168,17 @@ class Forwarder:
         try:
             park(
                 self._connection,
-                kept.subject,
-                kept.envelope,
+                self._subjects.get(kept.place) or self._address(kept.place),
+                codec.encode(kept.call),
                 ticket,
                 left_s,
-                version=kept.version,
+                version=version,
                 demander=self._me,
                 call=kept.call,
-                stages=kept.route.after(kept.call.at),
+                stages=job.granted.route.after(kept.call.at),
             )
         except PayloadTooLarge as error:
             del self._parked[ticket]
             self._free.append(ticket)
-            refused = errors.PayloadTooLarge(str(error), stage=str(kept.version))
-            self._answers.fail_step(kept.call, kept.caller, refused)
+            refused = errors.PayloadTooLarge(str(error), stage=str(version))
+            self._answers.fail_step(kept.call, job.caller, refused)

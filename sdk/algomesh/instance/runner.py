@@ -146,25 +146,27 @@ class Runner:
         job.host, job.algorithm = self, self._stage
         if job.cold_ms:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
-        self._watch.begin(job.run, int((job.limit + GRACE_S) * 1e9))
+        kill_at_ns = int((job.limit + GRACE_S) * 1e9)
         if self._dispatch.mode == "inline":
-            self._run_here(job)
+            self._run_here(job, kill_at_ns)
         else:
+            self._watch.begin(job.run, kill_at_ns)
             self._jobs[job.run] = job
             self._start_beside(job, now)
 
-    def _run_here(self, job: Job) -> None:
+    def _run_here(self, job: Job, kill_at_ns: int) -> None:
         """Run it in this turn of the loop: nothing else happens meanwhile, so it stands in no table.
 
         What runs here yields nothing, reads no parts and cannot be given up, hence its own short way to the end.
         """
+        self._watch.begin_alone(kill_at_ns)
         began = time.perf_counter()  # the loop's clock is one of milliseconds
         outcome = self._work(job)
         took_s = time.perf_counter() - began
-        if self._same or took_s > LONG_S or self._dispatch.strikes:
+        self._watch.end_alone()
+        if took_s > LONG_S or self._dispatch.strikes or self._same:
             self._done(job, outcome, took_s)
             return
-        self._watch.end(job.run)
         self._capacity.observe(took_s)
         self._intake.give_slot(job)
         self._onward.finish(job, outcome, took_s)

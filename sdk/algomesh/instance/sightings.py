@@ -15,21 +15,22 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.names import VersionId
 
-FLUSH_S: Final = 0.005
+READY_S: Final = 0.004
+LATEST_S: Final = 0.008
 MOST_PER_S: Final = 200
 _WINDOW_S: Final = 0.25
 _SMALLEST_SHARE: Final = 256
 
 
 class Sightings:
-    """Collects what is to be told for 5 ms, and publishes it together."""
+    """Collects what is to be told for 4 to 8 ms, and publishes it together."""
 
     def __init__(self, connection: Connection, version: VersionId) -> None:
         self._connection = connection
         self._subject = subjects.sights(version)
         self._loop = asyncio.get_running_loop()
         self._seen: dict[tuple[str, int], messages.Sight] = {}
-        self._flushing: asyncio.TimerHandle | None = None
+        self._rider = connection.rider(self.flush, READY_S, LATEST_S)
         self._count, self._window_from = 0, self._loop.time()
         self._one_in, self._limit = 1, 0.0
         self._shown: frozenset[str] | None = None
@@ -56,14 +57,12 @@ class Sightings:
             ended_at=ended_at,
             stages=granted.route.after(call.at) if granted is not None else [],
         )
-        if self._flushing is None:
-            self._flushing = self._loop.call_later(FLUSH_S, self.flush)
+        if len(self._seen) == 1:
+            self._rider.arm()
 
     def flush(self) -> None:
         """Publish what there is."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
+        self._rider.disarm()
         if self._loop.time() - self._window_from >= _WINDOW_S:
             self._measure()
         if self._seen:

@@ -82,6 +82,21 @@ class WatchWriter:
             earliest_ns = min(filter(None, deadlines.values()), default=0) if deadlines else 0
             self._earliest_ns = words[_DEADLINE] = earliest_ns
 
+    def begin_alone(self, deadline_ns: int) -> None:
+        """As `begin`, for what runs while nothing else can begin or end; `end_alone` follows."""
+        words = self._words
+        words[_ACTIVE] = len(self._deadlines) + 1
+        self._total += 1
+        words[_TOTAL] = self._total
+        if not 0 < self._earliest_ns <= deadline_ns:
+            words[_DEADLINE] = deadline_ns
+
+    def end_alone(self) -> None:
+        """What `begin_alone` told of has ended."""
+        words = self._words
+        words[_ACTIVE] = len(self._deadlines)
+        words[_DEADLINE] = self._earliest_ns
+
     def move(self, run: Hashable, deadline_ns: int) -> None:
         """Say that `run`, which began, must be killed at another time."""
         before, self._deadlines[run] = self._deadlines[run], deadline_ns
