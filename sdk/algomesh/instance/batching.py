@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from algomesh import content, errors
 from algomesh.batch import check_outputs
@@ -19,15 +19,13 @@ from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
 from algomesh.instance.answers import Outcome
 from algomesh.instance.gathering import Gathering
-from algomesh.instance.job import Job
+from algomesh.instance.job import GRACE_S, Job
 from algomesh.instance.threads import Threads
 from algomesh.instance.watch import WatchWriter
 from algomesh.transport import Origin
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.batching")
-
-GRACE_S: Final = 2.0
 
 
 class _Several:

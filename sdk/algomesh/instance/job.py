@@ -1,7 +1,7 @@
 """One call inside an instance, from its arrival to its end."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec import Struct
 
@@ -15,6 +15,9 @@ from algomesh_broker.route import END, Place
 if TYPE_CHECKING:
     from algomesh.instance.inflow import Inflow
     from algomesh.instance.outflow import Outflow
+
+# What code that was asked to stop is given to do so.
+GRACE_S: Final = 2.0
 
 
 class Job(Struct, eq=False):

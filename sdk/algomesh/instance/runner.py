@@ -17,7 +17,7 @@ from algomesh import content, errors, streams
 from algomesh.claiming import is_claimed
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
-from algomesh.instance.answers import SAY_AGAIN_S, SAY_RUNNING_S, Answers, Outcome
+from algomesh.instance.answers import Answers, Outcome
 from algomesh.instance.batching import Batcher
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
@@ -25,29 +25,25 @@ from algomesh.instance.coalescing import Coalescing
 from algomesh.instance.dispatch import LONG_S, choose_dispatch
 from algomesh.instance.inflow import Feeds
 from algomesh.instance.intake import Intake
-from algomesh.instance.job import Job
+from algomesh.instance.job import GRACE_S, Job
 from algomesh.instance.onward import Onward
 from algomesh.instance.output import error_of
+from algomesh.instance.oversight import MORE_TIME, Oversight
 from algomesh.instance.threads import Threads
 from algomesh.instance.watch import WatchWriter
 from algomesh.pipeline import Pipeline
 from algomesh.response import Response
 from algomesh.result_stream import Tell
-from algomesh_broker import codec, messages, subjects
+from algomesh_broker import subjects
 from algomesh_broker.boot import Boot
-from algomesh_broker.connection import Connection, Message
-from algomesh_broker.errors import BadMessage
+from algomesh_broker.connection import Connection
 from algomesh_broker.grants import GrantBook
-from algomesh_broker.protocol import NO_RESPONDERS
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.runner")
 
 
-GRACE_S: Final = 2.0
 STUCK_CODE: Final = 74
-_SWEEP_S: Final = 0.05
-_GONE_TWICE: Final = 3
 _MAY_BE_CLAIMED: Final = frozenset({"claim", "bundle"})
 
 
@@ -90,18 +86,20 @@ class Runner:
         self._jobs: dict[str, Job] = {}
         self._ended = asyncio.Event()
         self._children = Children(connection, self._jobs, self._intake, self._joiner)
-        self._sweeping: asyncio.TimerHandle | None = None
         self._dispatch = choose_dispatch(algorithm)
         self._batcher = (
             Batcher(algorithm, boot.options.concurrency, self._threads, watch, self._done, error_of)
             if algorithm.options.batch_max
             else None
         )
+        self._oversight = Oversight(
+            self._jobs, self._answers, self._onward, self._same, watch, self._batcher, self._share, self.stuck
+        )
 
     async def open(self) -> None:
         """Take calls from now on."""
-        self._connection.join(subjects.controls_of(self._boot.instance), self._on_control)
-        self._connection.join(f"{self._connection.identity.inbox}.gone.*", self._on_gone)
+        self._connection.join(subjects.controls_of(self._boot.instance), self._oversight.on_control)
+        self._connection.join(f"{self._connection.identity.inbox}.gone.*", self._oversight.on_gone)
         self._onward.open()
         await self._intake.open()
 
@@ -184,10 +182,9 @@ class Runner:
         if job.call.feed and self._read_item is not None:
             job.inflow = self._feeds.open(job)
         if job.is_parked:
-            self._say_running(job, now)
+            self._oversight.say_running(job, now)
         self._answers.began(job)
-        if self._sweeping is None:
-            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
+        self._oversight.watch()
         if self._batcher is not None:
             self._batcher.add(job)
         elif self._dispatch.mode == "await":
@@ -203,7 +200,7 @@ class Runner:
             return True
         if left_s >= usual_s or (job.call.depth == 0 and job.call.at <= 0):
             return False
-        late = f"{left_s:.3g} s were left for it, and its runs take {usual_s:.3g} s; {_MORE_TIME}"
+        late = f"{left_s:.3g} s were left for it, and its runs take {usual_s:.3g} s; {MORE_TIME}"
         self._answers.fail(job, errors.DeadlineExceeded(late), state="refused")
         self._end_slot(job)
         return True
@@ -213,17 +210,15 @@ class Runner:
         job.limit = job.deadline
         self._jobs[job.run] = job
         if job.is_parked:
-            self._say_running(job, now)
-        if self._sweeping is None:
-            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
+            self._oversight.say_running(job, now)
+        self._oversight.watch()
         self._end_slot(job)
 
     def _fetch(self, job: Job, now: float) -> None:
         """Its input lies elsewhere: fetch it, in its slot, and start it then."""
         job.started, job.limit = now, job.deadline
         self._jobs[job.run] = job
-        if self._sweeping is None:
-            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
+        self._oversight.watch()
         job.task = self.loop.create_task(self._fetched(job), name=f"fetch-{job.run}")
 
     async def _fetched(self, job: Job) -> None:
@@ -258,7 +253,7 @@ class Runner:
         if job.call.attempt > known.call.attempt:
             known.call = job.call
         self._end_slot(job)
-        self._say_running(known, self.loop.time())
+        self._oversight.say_running(known, self.loop.time())
         return True
 
     def _end_slot(self, job: Job) -> None:
@@ -355,93 +350,6 @@ class Runner:
             else:
                 self._intake.park(job)
 
-    # Time, cancel, callers that have gone
-
-    def _say_running(self, job: Job, now: float) -> None:
-        job.said_at = now
-        self._answers.say_running(job)
-
-    def _sweep(self) -> None:
-        """Say what still runs, end what runs too long."""
-        self._sweeping = None
-        now = self.loop.time()
-        self._watch.beat(time.monotonic_ns())
-        for job in list(self._jobs.values()):
-            if job.abandoned_at:
-                goes_on = self._batcher is not None and self._batcher.goes_on(job, now)
-                if now - job.abandoned_at > GRACE_S and job.task is None and not goes_on:
-                    self.stuck.set()
-            elif now >= job.limit:
-                expired = job.limit >= job.deadline
-                limit_s = job.limit - job.started
-                error: errors.MeshError = (
-                    errors.DeadlineExceeded(f"your time was over after {limit_s:.3g} s of running; {_MORE_TIME}")
-                    if expired
-                    else errors.RunTimeout(f"the run took longer than its timeout of {limit_s:g} s; {_LONGER}")
-                )
-                self._abandon(job, error, "expired" if expired else "failed")
-            elif now - job.started >= SAY_RUNNING_S and now - job.said_at >= SAY_AGAIN_S:
-                self._say_running(job, now)
-        if self._jobs:
-            self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
-
-    def _abandon(self, job: Job, error: errors.MeshError, state: messages.RunState) -> None:
-        """Answer now; async code is cancelled, a thread is asked to stop and given a little time."""
-        if job.abandoned_at:
-            return
-        self._answers.fail(job, error, self.loop.time() - job.started, state)
-        if self._same.leaves(job):
-            del self._jobs[job.run]
-            return
-        job.abandoned_at = self.loop.time()
-        first = self._same.end(job)
-        if first is not None:
-            self._share(first.waiting, error)
-        if job.host is not None:
-            job.context.cancelled = True
-        if job.task is not None:
-            job.task.cancel()
-        self._yielding.abandon(job, error)
-        if job.inflow is not None:
-            job.inflow.close()
-        for calling in job.calling:
-            calling.cancel()
-        if self._batcher is not None:
-            self._batcher.give_up(job)
-
-    def _on_control(self, message: Message) -> None:
-        try:
-            word = codec.decode_control(message.data)
-        except BadMessage as error:
-            log.warning("control_ignored", error=str(error))
-            return
-        caller = message.subject.rpartition(".")[2]
-        match word:
-            case messages.Credit():
-                self._yielding.credit(word, caller)
-                return
-            case messages.Forget():
-                self._joiner.forget(word, caller)
-                return
-        if self._yielding.stop(word, caller):
-            return
-        for job in list(self._jobs.values()):
-            if job.call.run == word.run and job.caller == caller and job.call.attempt <= word.attempt:
-                self._abandon(job, errors.Cancelled("its caller stopped it"), "cancelled")
-        self._joiner.cancel(word, caller)
-
-    def _on_gone(self, message: Message) -> None:
-        """Nobody listened to our Running: after the third time in a row the caller has gone for good."""
-        run = message.subject.rpartition(".")[2]
-        job = self._jobs.get(run) or self._joiner.job(run)
-        if job is not None and message.status == NO_RESPONDERS:
-            job.gone += 1
-            if job.gone >= _GONE_TWICE and not self._yielding.lose_reader(job):
-                gone = errors.Cancelled("its caller has gone")
-                self._joiner.abandon(run, gone)
-                if run in self._jobs:
-                    self._abandon(job, gone, "cancelled")
-
     # Children
 
     async def call_child(self, context: RunContext, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
@@ -453,7 +361,3 @@ class Runner:
     ) -> AsyncGenerator[content.Content, None]:
         """The same, part by part; `told` gets the metadata at the end."""
         return self._children.stream(context, pipeline, value, timeout, told)
-
-
-_MORE_TIME = "give more time (timeout=…)"
-_LONGER = "raise `timeout` in @algorithm, or send less at once"
