@@ -3,7 +3,21 @@
 import json
 import sys
 
-from benchmarks import batching, chain, claims, cold_start, echo, fan_out, figures, prewarm, travelling, versions
+from benchmarks import (
+    batching,
+    chain,
+    claims,
+    cold_start,
+    drivers,
+    echo,
+    fan_out,
+    figures,
+    prewarm,
+    prewarm_natures,
+    telemetry,
+    travelling,
+    versions,
+)
 
 BENCHMARKS = {
     "batching": batching.run,
@@ -12,9 +26,12 @@ BENCHMARKS = {
     "chain_thread": lambda: chain.run("thread"),
     "claims": claims.run,
     "cold_start": cold_start.run,
+    "drivers": drivers.run,
     "echo": echo.run,
     "fan_out": fan_out.run,
     "prewarm": prewarm.run,
+    "prewarm_natures": prewarm_natures.run,
+    "telemetry": telemetry.run,
     "travelling": travelling.run,
     "versions": versions.run,
 }

@@ -1,12 +1,13 @@
 """The pre-warmer judged by replay: its cost beside tuned baselines, what each part of it is worth, and what it takes.
 
-The judge, its baselines and the trace lie in `../shared`, beside this repository. Natures of traffic beyond that trace
-are made by `prewarm_traces.py`: `python -m benchmarks.prewarm_traces FOLDER`, then judge each.
+The judge, its baselines and the trace lie in `../shared`, beside this repository. Traffic of other natures than that
+trace is judged by `prewarm_natures.py`.
 """
 
 import gc
 import importlib
 import os
+import random
 import statistics
 import sys
 import time
@@ -33,7 +34,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def run(trace: Path = TRACE) -> dict[str, Any]:
     """Judge the policy on a trace; without the judge, say what is missing and do the rest."""
-    answer: dict[str, Any] = {"memory": memory()}
+    answer: dict[str, Any] = {"memory": memory(), "fan_outs": fan_outs()}
     missing = [str(path) for path in (JUDGE / "judge.py", trace) if not path.is_file()]
     if missing:
         print(f"the replay needs {' and '.join(missing)}: not there, so nothing is replayed")
@@ -99,6 +100,16 @@ def _costs(judge: Any, replay: Any, trace: Any, options: dict[str, Any]) -> Cost
     return Costs(cost, 1e6 * statistics.median(took))
 
 
+def policy_of(options: dict[str, Any]) -> type[BreakEvenPolicy]:
+    """The policy of these ablations, as the judge makes it."""
+
+    class Variant(BreakEvenPolicy):
+        def __init__(self, fleet: Any, latency_value: float) -> None:
+            super().__init__(fleet, latency_value, **options)
+
+    return Variant
+
+
 def _timed(took: list[float], decide: Any, *args: Any) -> Any:
     before = time.perf_counter()
     answer = decide(*args)
@@ -161,6 +172,49 @@ def memory(algorithms: int = 10_000, rounds: int = 3) -> dict[str, float]:
     grown_mib = (_resident_bytes() - before) / 2**20
     print(f"memory with {algorithms:,} algorithms: {grown_mib:.0f} MiB")
     return {"algorithms": algorithms, "mib": grown_mib}
+
+
+def fan_outs(algorithms: int = 500, each: int = 50, requests: int = 2_000) -> dict[str, float]:
+    """Milliseconds a decision of a long run in which every algorithm calls that many others, and those of a snapshot.
+
+    Of this thread's own time, so that others on the machine count for little. A snapshot is made in pieces, and what
+    counts is the longest: nobody waits for more.
+    """
+    rng, policy, took = random.Random(7), BreakEvenPolicy(_Fleet(), 5.0), []
+    names = [f"owner/algorithm{k}" for k in range(algorithms)]
+    callees = {name: rng.sample(names, each) for name in names}
+
+    def decide(what: Any, *arguments: Any) -> None:
+        before = time.thread_time()
+        what(*arguments)
+        took.append(1e3 * (time.thread_time() - before))
+
+    for number in range(requests):
+        root, at_s = rng.choice(names), 10.0 * number
+        for index, name in enumerate([root, *callees[root]]):
+            now = at_s + 0.1 * index
+            decide(policy.called, _Call(str(number), index, min(0, index - 1), name, "k~me", now, now))
+            decide(policy.idle, name, now + 0.05)
+        decide(policy.finished, str(number), at_s + 6.0)
+    pieces, stops = policy.pack(), []
+    is_more = True
+    while is_more:
+        before = time.thread_time()
+        is_more = next(pieces, 0) is None
+        stops.append(1e3 * (time.thread_time() - before))
+    took.sort()
+    answer = {
+        "median_ms": took[len(took) // 2],
+        "p99_ms": took[int(len(took) * 0.99)],
+        "snapshot_ms": sum(stops),
+        "snapshot_longest_ms": max(stops),
+    }
+    print(
+        f"{algorithms} algorithms that each call {each} others, {requests:,} requests: {answer['median_ms']:.2f} ms a "
+        f"decision at the median, {answer['p99_ms']:.1f} ms p99; a snapshot {answer['snapshot_ms']:.0f} ms in pieces "
+        f"of at most {answer['snapshot_longest_ms']:.1f} ms"
+    )
+    return answer
 
 
 def _resident_bytes() -> int:

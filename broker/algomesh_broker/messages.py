@@ -8,13 +8,14 @@ of them, Call, Result and RunEvent, may be made by position (else `kw_only`), wh
 with keywords; that is for the one place of the hot path that makes them.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 ContentType = Literal["text", "json", "binary", "tensor", "bundle", "claim"]
 LeasePhase = Literal["importing", "loading", "connecting", "ready", "draining", "ended"]
 Phase = Literal["queued", "forking", "importing", "loading", "connecting", "ready"]
+NOT_JOINED: Final = -2
 RunState = Literal["running", "succeeded", "failed", "refused", "expired", "lost", "cancelled"]
 
 
@@ -97,7 +98,8 @@ class Parked(Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag="
 class Result(Struct, frozen=True, array_like=True, gc=False, tag="result"):
     """A run's output. `queued_ms` is the wait for a slot, `compute_ms` the user code's own time, in all stages.
 
-    `parts` is how many parts were sent before it, and -1 where the output is here.
+    `parts` is how many parts were sent before it, -1 where the output is here, and NOT_JOINED where it is that of step
+    `at`, and the instance cannot join what fans out after that: who sent the pipeline goes on from there.
     `cached` says that the output was kept from an earlier run.
     `writers` keep something for this run until they are told to forget it.
     """
@@ -252,8 +254,10 @@ class InstanceLease(Struct, frozen=True, kw_only=True, array_like=True, tag="lea
     """An instance lives whose watch page its launcher cannot read: one in a container, or in another language.
 
     Said at every change of `phase` and once a second; three seconds of silence are its death. `active` runs are in it
-    now, `total` have been; `overdue_ms` is how long it is past the time limit of a run that does not end (0: none is).
-    With `ended` comes why it could not start, as `failure`, an error code and a sentence joined by a blank.
+    now, `total` have been; `overdue_ms` is how long it is past the time limit, and two seconds of grace, of a run that
+    does not end (0: none is). With `ended` comes why it could not start, as `failure`, an error code and a sentence
+    joined by a blank. One that no launcher started shows in every lease the `token` it connects with, which says whose
+    it is and of which version.
     """
 
     instance: str
@@ -262,6 +266,7 @@ class InstanceLease(Struct, frozen=True, kw_only=True, array_like=True, tag="lea
     total: int = 0
     overdue_ms: int = 0
     failure: str = ""
+    token: str = ""
 
 
 class RunEvent(Struct, frozen=True, array_like=True, gc=False, tag="run"):
@@ -350,7 +355,7 @@ class Hold(Struct, frozen=True, kw_only=True, array_like=True):
 
     Both from now, and 0 where they have passed. `key` names the hold within its version; a new one of the same key
     replaces the old. `reason` is for people; `gain` what a second of it is expected to save, in seconds of a GPU;
-    `caller` is whose request it is for, where it is for one.
+    `caller` is whose request it is for, where it is for one; `launcher` who is to have it up (empty: any, and all).
     """
 
     version: str
@@ -360,6 +365,7 @@ class Hold(Struct, frozen=True, kw_only=True, array_like=True):
     reason: str
     gain: float = 0.0
     caller: str = ""
+    launcher: str = ""
 
 
 class Holds(Struct, frozen=True, kw_only=True, array_like=True, tag="holds"):

@@ -1,6 +1,6 @@
 """What the programs are asked, verb by verb: the bodies inside `Ask` and `Answer`.
 
-    registry  upload publish archive manifest route lease alias-set key-create key-list key-revoke
+    registry  upload publish archive manifest attach route lease alias-set key-create key-list key-revoke
     launcher  ps stop logs
     ledger    runs
 
@@ -56,6 +56,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     A named pipeline has its JSON form as `pipeline`, and neither entry nor archive nor options.
     A program in another language has its `command` instead of an entry, run in the unpacked archive's folder.
     `image` is the container image in which the docker driver runs it; empty: the launcher's own.
+    With neither entry, command nor pipeline it runs outside only, in instances that users attach; it has no archive.
     """
 
     owner: str
@@ -72,6 +73,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
     pipeline: bytes = b""
     command: list[str] = []
     image: str = ""
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether no launcher can start it: it has nothing to start, and runs where a user runs it."""
+        return not (self.entry or self.command or self.pipeline)
 
 
 class Upload(Struct, frozen=True, kw_only=True):
@@ -130,6 +136,27 @@ class StoredManifest(Struct, frozen=True, kw_only=True):
 
     manifest: Manifest
     digest: str
+
+
+class Attach(Struct, frozen=True, kw_only=True):
+    """I want to run an instance of this version myself; `token` is what I was given before, to go on with it."""
+
+    version: str
+    token: str = ""
+
+
+class Attached(Struct, frozen=True, kw_only=True):
+    """Connect as `instance` with `token`, good until `expires` (seconds since the epoch).
+
+    `route_key` is the registry's public nkey, which signs route tokens; `options` are what the version was published
+    with.
+    """
+
+    instance: str
+    token: str
+    expires: float
+    route_key: str
+    options: Options = Options()
 
 
 class AliasSet(Struct, frozen=True, kw_only=True):
@@ -336,7 +363,8 @@ class Graph(Struct, frozen=True, kw_only=True):
 class Edge(Struct, frozen=True, kw_only=True):
     """After `caller_of` comes `algorithm`, with this probability, `delay_s` later at the median.
 
-    `count` is how often lately (decayed), `in_time` the share of its cold starts that were begun ahead in time.
+    `count` is how often lately (decayed), `in_time` the share of its cold starts that were begun ahead in time, None
+    where there was none yet.
     """
 
     caller_of: str
@@ -344,7 +372,7 @@ class Edge(Struct, frozen=True, kw_only=True):
     probability: float
     delay_s: float
     count: float = 0.0
-    in_time: float = 0.0
+    in_time: float | None = None
 
 
 class GraphEdges(Struct, frozen=True, kw_only=True):
@@ -386,13 +414,38 @@ class StartRows(Struct, frozen=True, kw_only=True):
 
 
 class Savings(Struct, frozen=True, kw_only=True):
-    """What has pre-warming brought, and cost, since `since` (seconds since the epoch)?"""
+    """What has pre-warming brought, and cost, since `since` (seconds since the epoch)?
+
+    `calls`: list so many of the calls that were spared a wait, too.
+    """
 
     since: float = 0.0
+    calls: int = 0
+
+
+class SparedRow(Struct, frozen=True, kw_only=True):
+    """A call that came at `at` (seconds since the epoch), and waited `seconds` less because of the pre-warmer.
+
+    `why`: next, stage or gap, as its instance was started ahead for; or kept, where it was held for longer than
+    its idle time. It stands for `count` calls, of which one in so many was seen.
+    """
+
+    run: str
+    root: str
+    algorithm: str
+    version: str
+    caller: str
+    at: float
+    seconds: float
+    why: str
+    count: int = 1
 
 
 class SavingsRow(Struct, frozen=True, kw_only=True):
-    """Counts and seconds since the pre-warmer began, or since when asked for; `starts` by kind, `used` of these."""
+    """Counts and seconds since the pre-warmer began, or since when asked for; `starts` by kind, `used` of these.
+
+    `spared` calls, and the seconds `saved` them, by why; `saved_s` is the sum. `rows` are the latest, newest first.
+    """
 
     starts: dict[str, int]
     used: dict[str, int]
@@ -401,6 +454,9 @@ class SavingsRow(Struct, frozen=True, kw_only=True):
     saved_s: float
     calls: int
     cold_calls: int
+    spared: dict[str, int] = {}
+    saved: dict[str, float] = {}
+    rows: list[SparedRow] = []
 
 
 pack = msgspec.msgpack.Encoder().encode

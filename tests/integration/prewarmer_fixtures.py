@@ -20,6 +20,7 @@ from algomesh_services.prewarmer.service import serve
 from algomesh_services.prewarmer.settings import Settings
 from tests.conditions import until
 from tests.integration.registry_fixtures import Mesh, publish, running_mesh
+from tests.serving import running
 
 _numbers = itertools.count(1)
 
@@ -56,17 +57,8 @@ class Stage:
     @asynccontextmanager
     async def prewarmer(self, clock: Clock | None = None) -> AsyncIterator["asyncio.Task[None]"]:
         """A pre-warmer, until the block ends."""
-        stopping, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(serve(self.settings, stopping, ready.set, clock))
-        try:
-            await until(lambda: ready.is_set() or task.done(), 20)
-            if task.done():
-                task.result()
+        async with running(lambda stopping, ready: serve(self.settings, stopping, ready, clock)) as task:
             yield task
-        finally:
-            stopping.set()
-            async with asyncio.timeout(20):
-                await task
 
     async def instance(self, algorithm: str) -> Connection:
         """The connection of an instance of this algorithm."""
@@ -87,14 +79,14 @@ class Stage:
             start_ms=start_ms, **fields,
         )  # fmt: skip
 
-    async def tell(self) -> None:
+    async def tell(self, launcher: str = "host") -> None:
         """The launcher says what it has."""
         now = time.monotonic()
         rows = [
             msgspec.structs.replace(row, age_ms=int((now - self.born[row.instance]) * 1000))
             for row in self.rows.values()
         ]
-        self.launcher.publish(subjects.machine("host"), codec.encode(Machine(launcher="host", instances=rows)))
+        self.launcher.publish(subjects.machine(launcher), codec.encode(Machine(launcher=launcher, instances=rows)))
         await self.launcher.flush()  # what others say from now on comes later
 
     async def learn_cold_start(self, algorithm: str, start_ms: int) -> None:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import Struct
@@ -42,7 +43,7 @@ class Programs:
         self.starts: list[StartRow] = []
         self.savings = platform.SavingsRow(
             starts={"call": 3, "next": 20}, used={"call": 3, "next": 18}, gpu_s_held=12.5, gpu_s_for_nothing=1.5,
-            saved_s=31.25, calls=400, cold_calls=3,
+            saved_s=31.25, calls=400, cold_calls=3, spared={"next": 18, "kept": 4}, saved={"next": 27.25, "kept": 4.0},
         )  # fmt: skip
         self.runs: list[RunRow] = []
         self.options = platform.Options(gpu=1.0)
@@ -123,6 +124,7 @@ async def test_the_graph_is_listed_by_algorithm_the_likeliest_first(mesh: Progra
         ["text/split", "text/rare"],
     ]  # fmt: skip
     assert plain[2].split()[2:] == ["0.93", "1.2", "s", "80", "%", "41"]
+    assert plain[3].split()[2:] == ["0.40", "20", "ms", "–", "18"]  # without any cold start yet
 
 
 async def test_the_graph_as_json_has_every_edge_and_every_field(mesh: Programs) -> None:
@@ -135,6 +137,7 @@ async def test_the_graph_as_json_has_every_edge_and_every_field(mesh: Programs) 
         "caller_of": "text/split", "algorithm": "text/clean", "probability": 0.93, "delay_s": 1.2, "count": 41,
         "in_time": 0.8,
     }  # fmt: skip
+    assert edges[2]["in_time"] is None
 
 
 async def test_the_graph_is_drawn_as_svg_and_png(mesh: Programs, tmp_path: Path) -> None:
@@ -246,9 +249,43 @@ async def test_savings_count_starts_by_reason_and_what_they_brought(mesh: Progra
     ]  # fmt: skip
     assert plain[4:] == [
         "held idle   12.5 GPU-seconds, of which 1.500 for starts that nobody used",
-        "saved       31.2 seconds that callers did not wait",
+        "saved       31.2 seconds that callers did not wait, in 22 calls: 18 by starts ahead, 4 by instances kept for"
+        " longer",
         "cold        3 of 400 calls (0.8 %)",
     ]
+
+
+async def test_calls_that_were_spared_a_wait_are_listed(mesh: Programs) -> None:
+    spared = platform.SparedRow(
+        run="r1", root="r0", algorithm="text/clean", version="1.2.0", caller="k~me", at=time.time() - 5, seconds=2.5,
+        why="kept", count=4,
+    )  # fmt: skip
+    mesh.savings = msgspec.structs.replace(mesh.savings, rows=[spared])
+
+    plain = (await mesh.run("prewarm", "savings", "--calls", "20")).stdout.splitlines()
+    rows = await mesh.json("prewarm", "savings", "--calls", "20")
+
+    assert plain[0].split() == [
+        "CALLED",
+        "ALGORITHM",
+        "VERSION",
+        "SPARED",
+        "S",
+        "WHY",
+        "CALLS",
+        "CALLER",
+        "RUN",
+        "ROOT",
+    ]
+    assert plain[1].split()[-8:] == ["text/clean", "1.2.0", "2.500", "kept", "4", "k~me", "r1", "r0"]
+    assert rows == [msgspec.structs.asdict(spared)]
+    assert [asked.calls for asked in mesh.asked] == [20, 20]
+
+
+async def test_where_no_call_was_spared_anything_it_says_so(mesh: Programs) -> None:
+    result = await mesh.run("prewarm", "savings", "--calls", "5")
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "no call was spared a wait yet\n")
 
 
 async def test_savings_as_json_are_one_object_of_the_time_that_was_asked_for(mesh: Programs) -> None:
@@ -256,6 +293,8 @@ async def test_savings_as_json_are_one_object_of_the_time_that_was_asked_for(mes
 
     assert saved["starts"] == {"call": 3, "next": 20}
     assert saved["cold_share"] == 3 / 400
+    assert saved["spared"] == {"next": 18, "kept": 4}
+    assert "rows" not in saved
     assert mesh.asked[0].since == pytest.approx(time.time() - 7_200, abs=60)
 
 

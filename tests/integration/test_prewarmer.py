@@ -14,9 +14,10 @@ import structlog
 
 from algomesh_broker import codec, subjects
 from algomesh_broker.identity import Identity, caller_of_key
-from algomesh_broker.messages import Demand
+from algomesh_broker.messages import AlgorithmEntry, Demand, VersionEntry
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import (
+    Edge,
     Graph,
     GraphEdges,
     MayCall,
@@ -95,6 +96,23 @@ async def test_the_stages_of_a_pipeline_are_held_at_the_first_call_ever(stage: S
             sight = stage.sight(f"{run}-{place}", run, stages=left, ended_at=time.time() + 1e-3)
             await stage.tell_of(algorithm, sight)
         await until(lambda: not [hold for hold in stage.holds.values() if hold.key.startswith("path:")])
+
+
+async def test_the_graph_leads_from_step_to_step_of_a_pipeline(stage: Stage) -> None:
+    async with stage.prewarmer():
+        run = run_id()
+        for place, algorithm in enumerate((A, B, C)):
+            left = [f"{each}/1.0.0" for each in (A, B, C)[place + 1 :]]
+            now = time.time()
+            sight = stage.sight(f"{run}-{place}", run, stages=left, started_at=now - 1e-3, ended_at=now)
+            await stage.tell_of(algorithm, sight)
+
+        async def edges() -> list[Edge]:
+            return (await ask(stage.admin, "graph", Graph(), GraphEdges, program="prewarmer")).edges
+
+        found: list[Edge] = await until(edges, 5)
+        assert {(edge.caller_of, edge.algorithm) for edge in found} == {(A, B), (B, C)}
+        assert [(edge.probability, edge.count, edge.in_time) for edge in found] == [(1.0, 1.0, None)] * 2
 
 
 async def test_a_request_that_never_ends_is_let_go_once_nothing_runs(
@@ -187,6 +205,45 @@ async def test_versions_that_want_to_be_left_alone_are_said_to_be_off(tmp_path: 
             assert not {version for version, _ in stage.told} & {f"{B}/1.0.0", f"{C}/1.0.0"}
 
 
+async def test_latency_may_be_worth_nothing_for_one_caller(tmp_path: Path, postgres: str) -> None:
+    async with stages(tmp_path, postgres, latency_values={"k~nobody": 0.0, "text~c": 0.0}) as stage:
+        await stage.enter(A, B, gpu=0.5, calls=["text/*"])
+        async with stage.prewarmer():
+            await stage.learn(A, B)
+            root = run_id()
+
+            await stage.tell_of(A, stage.sight(root, caller="k~nobody", root_caller="k~nobody"))
+            await stage.heard(2)
+            assert not stage.was_ahead(B, root)
+
+            root = run_id()
+            await stage.tell_of(A, stage.sight(root))
+            await until(lambda: stage.was_ahead(B, root))
+
+
+async def test_a_version_that_is_deleted_is_held_no_longer(stage: Stage) -> None:
+    async with stage.prewarmer():
+        await stage.learn(A, B, step_s=0.3)
+        root = run_id()
+        await stage.tell_of(A, stage.sight(root))
+        await until(lambda: stage.ahead(B, root))
+        directory = await stage.mesh.store("registry")
+
+        await directory.put_entries([AlgorithmEntry(owner="text", name="b", versions=[])])
+        await until(lambda: not stage.held(B), 0.6)  # its request goes on, and would hold it for longer
+
+        other = run_id()
+        await stage.tell_of(A, stage.sight(other))
+        await stage.heard(2)
+        assert not stage.was_ahead(B, other)
+
+        entry = AlgorithmEntry(owner="text", name="b", versions=[VersionEntry(version="1.0.0")])
+        await directory.put_entries([entry])
+        last = run_id()
+        await stage.tell_of(A, stage.sight(last))
+        await until(lambda: stage.was_ahead(B, last))
+
+
 async def test_what_was_learned_outlives_a_restart(stage: Stage) -> None:
     async with stage.prewarmer():
         await stage.learn_cold_start(B, 2_000)
@@ -260,8 +317,36 @@ async def test_starts_are_recorded_with_their_reason_and_what_they_saved(stage: 
         assert savings.used["next"] == 1
         assert savings.calls >= 8
         assert savings.saved_s == pytest.approx(rows["host-2"].saved_s)
+        assert savings.spared == {"next": 1}
+        listed = (await ask(stage.admin, "savings", Savings(calls=10), SavingsRow, program="prewarmer")).rows
+        assert [(row.root, row.algorithm, row.why, row.count) for row in listed] == [(root, B, "next", 1)]
         edges = (await ask(stage.admin, "graph", Graph(), GraphEdges, program="prewarmer")).edges
         assert [edge.in_time for edge in edges] == [1.0]
+
+
+async def test_a_call_that_meets_an_instance_held_beyond_its_idle_time_was_spared_a_cold_start(
+    tmp_path: Path, postgres: str
+) -> None:
+    async with stages(tmp_path, postgres) as stage:
+        await stage.enter(A, idle_s=0.1)
+        async with stage.prewarmer():
+            await stage.learn_cold_start(A, 200)
+            for number in range(12):  # often enough to be kept in between
+                stage.has("host-1", A, start_ms=200, runs_total=number + 1, idle_ms=0, age_s=10)
+                await stage.tell()
+                root = run_id()
+                await stage.tell_of(A, stage.sight(root), stage.sight(root, ended_at=time.time()))
+                await asyncio.sleep(0.45)
+
+            async def spared() -> list[SavingsRow]:
+                row = await ask(stage.admin, "savings", Savings(calls=50), SavingsRow, program="prewarmer")
+                return [row] if row.spared.get("kept") else []
+
+            rows: list[SavingsRow] = await until(spared)
+            found = rows[0]
+            assert set(found.spared) == {"kept"}
+            assert found.saved["kept"] == pytest.approx(0.2 * found.spared["kept"], rel=0.01)
+            assert {row.why for row in found.rows} == {"kept"}
 
 
 async def test_a_tenth_lost_the_rest_doubled_and_shuffled_teaches_the_same(stage: Stage) -> None:

@@ -150,3 +150,12 @@ def test_too_many_holds_leave_those_with_the_highest_gain() -> None:
     assert sorted(keys(book)) == [f"demo/a{n}/1.0.0" for n in (7, 8, 9)]
     book.take(Holds(holds=[hold(B)], released=[("demo/a7/1.0.0", "gap:0")]), NOW)
     assert str(B) in keys(book)
+
+
+def test_a_hold_for_another_launcher_is_none_and_takes_back_what_was_ours() -> None:
+    book = HoldBook(launcher="host-a")
+    book.take(whole(hold(A, launcher="host-b"), hold(B, launcher="host-a")), NOW)
+    assert keys(book) == {str(B): "gap:0"}
+
+    book.take(Holds(holds=[hold(B, launcher="host-b"), hold(A, launcher="")]), NOW + 1)
+    assert keys(book, NOW + 1) == {str(A): "gap:0"}

@@ -100,7 +100,7 @@ def test_edges_are_of_calls_an_algorithm_makes_itself() -> None:
     for _ in range(10):
         counts.learn(counts.contexts("a", None, ["a"]), [Later("b", 1.0, "a", True), Later("c", 2.0, "b", False)], 3.0)
 
-    assert [(a, b) for a, b, _, _ in counts.edges()] == [("a", "b")]
+    assert [(a, b) for a, b, _, _, _ in counts.edges()] == [("a", "b")]
 
 
 def test_quantiles_lie_between_order_statistics_and_a_little_outside() -> None:

@@ -18,6 +18,12 @@ def test_latency_may_be_worth_nothing() -> None:
     assert Settings.from_environment({**GIVEN, "ALGOMESH_LATENCY_VALUE": "0"}).latency_value == 0.0
 
 
+def test_latency_may_be_worth_differently_by_caller() -> None:
+    settings = Settings.from_environment({**GIVEN, "ALGOMESH_LATENCY_VALUES": "k~abc=30, Text/Clean=1,text~count = 0,"})
+
+    assert settings.latency_values == {"k~abc": 30.0, "text~clean": 1.0, "text~count": 0.0}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -25,6 +31,11 @@ def test_latency_may_be_worth_nothing() -> None:
         ("ALGOMESH_LATENCY_VALUE", "much"),
         ("ALGOMESH_LATENCY_VALUE", "nan"),
         ("ALGOMESH_GRACE_S", "0"),
+        ("ALGOMESH_LATENCY_VALUES", "k~abc"),
+        ("ALGOMESH_LATENCY_VALUES", "abc=1"),
+        ("ALGOMESH_LATENCY_VALUES", "k~abc=-1"),
+        ("ALGOMESH_LATENCY_VALUES", "k~abc="),
+        ("ALGOMESH_LATENCY_VALUES", "k~abc=1,~=2"),
     ],
 )
 def test_it_names_what_is_wrong(name: str, value: str) -> None:

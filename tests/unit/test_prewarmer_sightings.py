@@ -12,6 +12,7 @@ from algomesh_services.prewarmer.actions import Action, Call
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.live_fleet import LiveFleet
 from algomesh_services.prewarmer.sightings import Sightings
+from algomesh_services.prewarmer.spared import Began
 
 A, B, C = (VersionId.parse(f"text/{name}/1.0.0") for name in "abc")
 
@@ -50,13 +51,16 @@ class World:
         self.clock = Clock(lambda: self.at, lambda: self.at)
         self.fleet = LiveFleet(self.clock.now, lambda _: 1.0)
         self.begun: list[tuple[str, int, bool, str]] = []
+        self.running: list[bool] = []
         self.took: list[tuple[str, str, Any]] = []
         self.sightings = Sightings(self.policy, self.fleet, self.clock, self)
 
-    def began(self, version: str, called_s: float, count: int, *, is_cold: bool, after: str) -> None:
-        self.begun.append((version, count, is_cold, after))
+    def began(self, call: Began) -> None:
+        self.begun.append((call.version, call.calls, call.is_cold, call.after))
+        self.running.append(call.was_running)
 
-    def computed(self, caller: str, version: str, took_s: float) -> None:
+    def computed(self, caller: str, version: str, took_s: float, ended_s: float) -> None:
+        assert ended_s <= self.at + 1.0
         self.took.append((caller, version, took_s))
 
     def sight(self, version: VersionId, run: str, root: str = "", *, one_in: int = 1, **fields: object) -> None:
@@ -349,3 +353,22 @@ def test_lost_doubled_and_shuffled_sights_leave_nothing_behind(world: World) -> 
     keys = [(call.request, call.index) for call in world.policy.calls]
     assert len(keys) == len(set(keys))
     assert len(world.policy.ends) == len({root for root, _ in world.policy.ends}) == 300
+
+
+def test_steps_of_a_pipeline_are_told_as_such(world: World) -> None:
+    world.sight(A, "0af-0", "0af", stages=[str(B)])
+    world.sight(B, "0af-1", "0af")
+    world.sight(C, "c1", "0af", parent="0af-1")
+    world.sight(A, "f7e-2", "0af", parent="c1")
+
+    assert [getattr(call, "step", None) for call in world.policy.calls] == [("", 0), ("", 1), None, ("c1", 2)]
+
+
+def test_it_is_told_whether_others_of_the_algorithm_run_already(world: World) -> None:
+    world.sight(A, "r1")
+    world.sight(A, "r2")
+    for run in ("r1", "r2"):
+        world.sight(A, run, ended_at=world.at)
+    world.sight(A, "r3")
+
+    assert world.running == [False, True, False]

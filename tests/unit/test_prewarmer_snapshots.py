@@ -99,3 +99,44 @@ def test_flipped_bytes_are_refused_or_harmless() -> None:
             continue
         policy.called(question())
         policy.idle("t/a", 50_001.0)
+
+
+def in_pieces(policy: BreakEvenPolicy) -> tuple[bytes, int]:
+    pieces, stops = policy.pack(), 0
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return msgspec.msgpack.encode(end.value), stops
+        stops += 1
+
+
+def test_what_is_packed_piece_by_piece_is_the_same() -> None:
+    policy = trained()
+
+    assert msgspec.msgpack.decode(in_pieces(policy)[0], type=Snapshot) == policy.snapshot()
+
+
+def test_a_large_snapshot_stops_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = trained()
+    _, once = in_pieces(policy)
+    monkeypatch.setattr("algomesh_services.prewarmer.snapshots._PIECE", 2)
+
+    assert in_pieces(policy)[1] > 4 * once
+
+
+def test_what_is_learned_while_it_is_packed_does_no_harm() -> None:
+    policy = trained()
+    pieces, made = policy.pack(), None
+    number = 0
+    while made is None:
+        chain(policy, f"meanwhile{number}", 1e6 + 1e3 * number, ("t/x", "t/y", f"t/z{number}"))
+        number += 1
+        try:
+            next(pieces)
+        except StopIteration as end:
+            made = end.value
+
+    restored = BreakEvenPolicy(Fleet(), 5.0)
+    restored.restore(msgspec.msgpack.encode(made))
+    assert restored.graph()

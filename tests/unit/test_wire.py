@@ -90,7 +90,7 @@ def test_no_message_is_taken_for_another(name: str) -> None:
 def test_everything_that_crosses_a_process_has_an_example() -> None:
     shown = {type(example).__name__ for example in EXAMPLES.values()}
     inside = {"RunEvent", "VersionEntry", "Options", "Manifest", "KeyRow", "InstanceRow", "LogLine", "RunRow", "Sight"}
-    inside |= {"Hold", "MachineInstance", "Edge", "StartRow"}
+    inside |= {"Hold", "MachineInstance", "Edge", "StartRow", "SparedRow"}
 
     for module in (messages, platform):
         structs = {

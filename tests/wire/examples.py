@@ -200,7 +200,13 @@ EXAMPLES: dict[str, msgspec.Struct] = {
         one_in=4,
     ),
     "instance-lease": messages.InstanceLease(
-        instance="host-1", phase="ended", active=1, total=7, overdue_ms=250, failure="load_failed no such file"
+        instance="host-1",
+        phase="ended",
+        active=1,
+        total=7,
+        overdue_ms=250,
+        failure="load_failed no such file",
+        token="ai_body.signature",
     ),
     "machine": messages.Machine(
         launcher="host",
@@ -228,6 +234,7 @@ EXAMPLES: dict[str, msgspec.Struct] = {
                 reason="next after text/split in 1.2 s, p = 0.93",
                 gain=4.5,
                 caller="k~x",
+                launcher="host",
             )
         ],
         released=[("text/count/1.2.0", "gap:0")],
@@ -239,7 +246,9 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     "algorithm": messages.AlgorithmEntry(
         owner="text", name="clean", versions=[_VERSION_ENTRY], aliases={"stable": {"1.2.0": 90, "2.0.0": 10}}
     ),
-    "instance-claims": InstanceClaims(owner="text", name="clean", version="1.2.0", instance="host-1", expires=1.5e9),
+    "instance-claims": InstanceClaims(
+        owner="text", name="clean", version="1.2.0", instance="host-1", expires=1.5e9, by="k~x"
+    ),
     "platform-upload": platform.Upload(digest=_DIGEST, size_bytes=100, offset=50, data=b"piece"),
     "platform-uploaded": platform.Uploaded(received_bytes=55),
     "platform-publish": platform.Publish(manifest=_MANIFEST, digest=_DIGEST),
@@ -248,6 +257,14 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     "platform-archive-chunk": platform.ArchiveChunk(size_bytes=100, data=b"piece"),
     "platform-fetch-manifest": platform.FetchManifest(version="1.2.0"),
     "platform-stored-manifest": platform.StoredManifest(manifest=_MANIFEST, digest=_DIGEST),
+    "platform-attach": platform.Attach(version="1.2.0", token="ai_body.signature"),
+    "platform-attached": platform.Attached(
+        instance="x0123abcd-1",
+        token="ai_body.signature",
+        expires=1.5e9,
+        route_key="UROUTE",
+        options=platform.Options(concurrency=4),
+    ),
     "platform-alias-set": platform.AliasSet(alias="stable", weights={"1.2.0": 90, "2.0.0": 10}),
     "platform-route-ask": platform.RouteAsk(route=b"route", lifetime_s=3_600.0, token="ai_token"),
     "platform-route-grant": platform.RouteGrant(grant=b"grant", expires=1.5e9),
@@ -296,7 +313,7 @@ EXAMPLES: dict[str, msgspec.Struct] = {
             )
         ]
     ),
-    "platform-savings": platform.Savings(since=1.5e9),
+    "platform-savings": platform.Savings(since=1.5e9, calls=20),
     "platform-savings-row": platform.SavingsRow(
         starts={"call": 3, "next": 2},
         used={"next": 1},
@@ -305,6 +322,21 @@ EXAMPLES: dict[str, msgspec.Struct] = {
         saved_s=3.5,
         calls=40,
         cold_calls=3,
+        spared={"next": 1, "kept": 4},
+        saved={"next": 0.5, "kept": 3.0},
+        rows=[
+            platform.SparedRow(
+                run="run1",
+                root="root1",
+                algorithm="text/clean",
+                version="1.2.0",
+                caller="k~x",
+                at=1.5e9,
+                seconds=0.75,
+                why="kept",
+                count=4,
+            )
+        ],
     ),
     "platform-runs": platform.Runs(limit=10, algorithm="text/clean", root="root1"),
     "platform-run-rows": platform.RunRows(runs=[_RUN_ROW]),

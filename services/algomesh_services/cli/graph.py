@@ -29,8 +29,8 @@ def delay(seconds: float) -> str:
 _FIGURES: Final = (
     Column("probability", "probability", lambda value: f"{value:.2f}", is_number=True),
     Column("delay_s", "after", delay, is_number=True),
-    Column("in_time", "in time", lambda share: f"{100 * share:.0f} %", is_number=True),
-    Column("count", "seen", lambda count: f"{count:,.0f}" if count else "", is_number=True),
+    Column("in_time", "in time", lambda share: "–" if share is None else f"{100 * share:.0f} %", is_number=True),
+    Column("count", "seen", lambda count: f"{count:,.0f}" if count >= 0.5 else "<1", is_number=True),
 )
 _FLAT: Final = (Column("caller_of", "algorithm"), Column("algorithm", "followed by"), *_FIGURES)
 

@@ -1,6 +1,7 @@
 """The call graph as a picture: boxes for algorithms, lines from left to right, as SVG or PNG.
 
-The wider a line, the likelier; its colour says which share of the cold starts behind it was begun ahead in time.
+The wider a line, the likelier; its colour says which share of the cold starts behind it was begun ahead in time, and
+is grey where there was none yet.
 A unit of the drawing is an inch, so that text fits whatever the size of the graph.
 """
 
@@ -24,6 +25,7 @@ from algomesh_services.cli.graph_layout import Layout, Link, Spot
 
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
+RGBA: TypeAlias = tuple[float, float, float, float]
 
 _INK, _FAINT, _PAPER, _EDGE = "#1f2933", "#66727f", "#f5f7fa", "#9aa5b1"
 # Orange to blue, which those who see red and green alike can tell apart.
@@ -141,7 +143,7 @@ class _Picture:
         self._axes.text(middle, centre, name, size=_NAME_SIZE, color=_INK, ha="center", va="center_baseline", zorder=4)
         if again is not None:
             self._axes.text(
-                middle, centre - 0.2, _again(again), size=_LABEL_SIZE, color=_IN_TIME(again.edge.in_time),
+                middle, centre - 0.2, _again(again), size=_LABEL_SIZE, color=_colour(again.edge),
                 ha="center", va="center_baseline", zorder=4,
             )  # fmt: skip
 
@@ -178,7 +180,7 @@ class _Picture:
         self._axes.add_patch(
             FancyArrowPatch(
                 path=Line(points, codes), arrowstyle="-|>,head_length=4,head_width=2.4", mutation_scale=1.4,
-                linewidth=_line_width(link.edge.probability), color=_IN_TIME(link.edge.in_time), zorder=2,
+                linewidth=_line_width(link.edge.probability), color=_colour(link.edge), zorder=2,
                 capstyle="butt", joinstyle="miter", shrinkA=0, shrinkB=0,
             )
         )  # fmt: skip
@@ -228,6 +230,10 @@ class _Picture:
 
 def _is_repetition(link: Link) -> bool:
     return link.edge.caller_of == link.edge.algorithm
+
+
+def _colour(edge: Edge) -> RGBA | str:
+    return _EDGE if edge.in_time is None else _IN_TIME(edge.in_time)
 
 
 def _figures(edge: Edge) -> str:

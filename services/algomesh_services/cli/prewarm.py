@@ -13,6 +13,7 @@ from algomesh_broker.connection import Connection
 from algomesh_services.cli.output import Column, ago, print_json, print_rows, write
 from algomesh_services.cli.session import find_version, run
 
+KEPT: Final = "kept"
 _KINDS: Final = ("call", "next", "stage", "gap", "minimum")
 _NO_STARTS: Final = "no starts yet; `algomesh call REF INPUT` makes one"
 
@@ -49,6 +50,18 @@ _SAVINGS: Final = (
     Column("unused", "unused", is_number=True),
 )
 
+_SPARED: Final = (
+    Column("at", "called", lambda at: f"{ago(at)} ago", is_number=True),
+    Column("algorithm", "algorithm"),
+    Column("version", "version"),
+    Column("seconds", "spared s", figure, is_number=True),
+    Column("why", "why"),
+    Column("count", "calls", is_number=True),
+    Column("caller", "caller"),
+    Column("run", "run"),
+    Column("root", "root"),
+)
+
 
 def starts(*, algorithm: str, limit: int, as_json: bool) -> None:
     """Print the latest starts with what became of them."""
@@ -67,18 +80,23 @@ def starts(*, algorithm: str, limit: int, as_json: bool) -> None:
     print_rows(rows, _STARTS, as_json=as_json, empty=_NO_STARTS)
 
 
-def savings(*, since: str, as_json: bool) -> None:
-    """Print what pre-warming brought and cost."""
+def savings(*, since: str, calls: int, as_json: bool) -> None:
+    """Print what pre-warming brought and cost, or of the latest `calls` that were spared a wait how long."""
     since_s = duration("--since", since) if since else 0.0
 
     async def work(connection: Connection) -> platform.SavingsRow:
-        body = platform.Savings(since=time.time() - since_s if since_s else 0.0)
+        body = platform.Savings(since=time.time() - since_s if since_s else 0.0, calls=calls)
         return await ask(connection, "prewarmer", "savings", "", body, platform.SavingsRow)
 
     row = run(work, needs_nats_for="prewarm savings")
+    if calls:
+        spared = [msgspec.structs.asdict(call) for call in row.rows]
+        print_rows(spared, _SPARED, as_json=as_json, empty="no call was spared a wait yet")
+        return
     cold_share = row.cold_calls / row.calls if row.calls else 0.0
     if as_json:
-        print_json([{**msgspec.structs.asdict(row), "cold_share": cold_share}])
+        answer = {**msgspec.structs.asdict(row), "cold_share": cold_share}
+        print_json([{field: value for field, value in answer.items() if field != "rows"}])
         return
     kinds = [*_KINDS, *sorted(row.starts.keys() - set(_KINDS))]
     rows = [
@@ -93,8 +111,16 @@ def savings(*, since: str, as_json: bool) -> None:
             f"held idle   {figure(row.gpu_s_held)} GPU-seconds, "
             f"of which {figure(row.gpu_s_for_nothing)} for starts that nobody used"
         )
-        write(f"saved       {figure(row.saved_s)} seconds that callers did not wait")
+        write(f"saved       {figure(row.saved_s)} seconds that callers did not wait{_by_why(row)}")
         write(f"cold        {row.cold_calls:,} of {row.calls:,} calls ({share(cold_share)})")
+
+
+def _by_why(row: platform.SavingsRow) -> str:
+    calls = sum(row.spared.values())
+    if not calls:
+        return ""
+    kept = row.spared.get(KEPT, 0)
+    return f", in {calls:,} calls: {calls - kept:,} by starts ahead, {kept:,} by instances kept for longer"
 
 
 def _describe_use(row: dict[str, Any]) -> str:

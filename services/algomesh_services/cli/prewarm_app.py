@@ -71,15 +71,23 @@ def savings(
     since: Annotated[
         str, typer.Option(metavar="TIME", help="How far back, like 90m or 24h; else since the pre-warmer began.")
     ] = "",
+    calls: Annotated[
+        int, typer.Option("--calls", metavar="N", min=0, max=1_000, help="List the latest N calls that waited less.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show what starting ahead has brought and cost: starts by reason and how many were used, GPU-seconds held for
     nothing, seconds saved, and the share of calls that still met a cold start.
 
+    Saved are the seconds that calls did not wait, because their instance was started ahead, or held for longer than
+    its fixed idle time. With --calls they are listed one by one: why is next, stage or gap for a start ahead, else
+    kept; of a busy version one row may stand for several calls.
+
     \b
     algomesh prewarm savings
     algomesh prewarm savings --since 24h
+    algomesh prewarm savings --calls 20
     """
     from algomesh_services.cli import prewarm as prewarm_commands
 
-    prewarm_commands.savings(since=since, as_json=as_json)
+    prewarm_commands.savings(since=since, calls=calls, as_json=as_json)

@@ -22,8 +22,10 @@ _TOGETHER_S = 0.002
 class Expected:
     """The holds, and the moments at which they matter."""
 
-    def __init__(self, fleet: Fleet, act: Callable[[], None], clock: Callable[[], float]) -> None:
-        self.book = HoldBook()
+    def __init__(
+        self, fleet: Fleet, act: Callable[[], None], clock: Callable[[], float], *, launcher: str = ""
+    ) -> None:
+        self.book = HoldBook(launcher=launcher)
         self._fleet, self._act, self._clock = fleet, act, clock
         self._has_changed, self._is_watched = asyncio.Event(), asyncio.Event()
         self._acted_at = self._watched_at = clock()

@@ -51,10 +51,10 @@ class Held:
 
 
 class HoldBook:
-    """The holds there are. No more than `most` are kept: of a whole set those with the highest gain."""
+    """The holds there are for `launcher`. No more than `most` are kept: of a whole set those with the highest gain."""
 
-    def __init__(self, most: int = MOST_HOLDS) -> None:
-        self._most = most
+    def __init__(self, most: int = MOST_HOLDS, launcher: str = "") -> None:
+        self._most, self._launcher = most, launcher
         self._holds: dict[VersionId, dict[str, Held]] = {}
         self._count = 0
         self._off: frozenset[str] = frozenset()
@@ -129,7 +129,8 @@ class HoldBook:
         if version is None or len(hold.key) > _LONGEST_TEXT:
             return
         start_at, until_at = now + max(0, hold.start_ms) / 1e3, now + hold.until_ms / 1e3
-        if until_at <= max(start_at, now):  # late: what it wished for has passed
+        is_others = hold.launcher not in ("", self._launcher)
+        if is_others or until_at <= max(start_at, now):  # late: what it wished for has passed
             self._remove(version, hold.key, now)
             return
         known = self._holds.get(version, {})

@@ -15,7 +15,8 @@ class Call(Protocol):
     """A call as it begins.
 
     Live calls may also carry `route` (a tuple of the algorithms that an explicit pipeline still goes through after
-    this one), `version` and `attempt` (1 for the first); all three are read if they are there.
+    this one), `step` (which pipeline, and which step of it, 0 for its head), `version` and `attempt` (1 for the first);
+    all four are read if they are there.
     """
 
     @property
@@ -115,12 +116,16 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
 
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
-    """A learned edge of the call graph: `caller` calls `callee` with this probability, after so many warm seconds."""
+    """A learned edge of the call graph: `caller` calls `callee` with this probability, after so many warm seconds.
+
+    `count` is how often it did so lately, of the last fifty calls or so.
+    """
 
     caller: str
     callee: str
     probability: float
     delay_s: float
+    count: float = 0.0
 
 
 Action: TypeAlias = Hold | Release

@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from algomesh_services.prewarmer.decay import faded
 from algomesh_services.prewarmer.delays import SIZE, Recent
 
@@ -51,17 +53,18 @@ class Prediction(NamedTuple):
     delays_s: list[float]
 
 
-class Callee:
-    """How often an algorithm followed a context, and after how long."""
+class Callee(msgspec.Struct, gc=False):
+    """How often an algorithm followed a context, and after how long.
 
-    __slots__ = ("count", "delays", "direct", "parent", "seen")
+    Hundreds of thousands of them refer to nothing that refers back, so the garbage collector need not look at them:
+    it would stop everything for half a second.
+    """
 
-    def __init__(self, parent: str) -> None:
-        self.count = 0.0
-        self.direct = 0.0
-        self.seen = 0
-        self.parent = parent
-        self.delays = Recent()
+    parent: str
+    delays: Recent
+    count: float = 0.0
+    direct: float = 0.0
+    seen: int = 0
 
 
 class Node:
@@ -83,7 +86,7 @@ class Node:
         for algorithm, delay_s, parent, is_child in later:
             callee = self.callees.get(algorithm)
             if callee is None:
-                callee = self.callees[algorithm] = Callee(parent)
+                callee = self.callees[algorithm] = Callee(parent, Recent())
             since = self.seen - callee.seen
             callee.count = faded(callee.count, since) + 1.0
             callee.direct = faded(callee.direct, since) + is_child
@@ -125,13 +128,17 @@ class Counts:
             contexts.append((root, *last[-3:], None))
         return tuple(contexts)
 
-    def learn(self, contexts: Iterable[Context], later: list[Later], end_s: float | None) -> None:
+    def learn(self, contexts: Iterable[Context], later: list[Later], end_s: float | None) -> int:
         """A request went through these contexts, and called `later` afterwards; it ended after `end_s` warm seconds.
+
+        Returns how many contexts have learned it.
 
         A specific context is made only once the one below it was seen before, so that contexts which never repeat
         (parallel calls in ever other order) do not fill the memory.
         """
+        learned = 0
         for context in contexts:
+            learned += 1
             node = self.nodes.get(context)
             is_new = node is None
             if node is None:
@@ -143,6 +150,7 @@ class Counts:
             if is_new:
                 break
         self._shrink()
+        return learned
 
     def put(self, context: Context, node: Node) -> None:
         """Know this context, as the one seen last."""
@@ -159,14 +167,14 @@ class Counts:
             _, oldest = self.nodes.popitem(last=False)
             self.size -= 1 + len(oldest.callees)
 
-    def edges(self) -> Iterator[tuple[str, str, float, list[float]]]:
-        """Who calls whom: (from, to, probability that a call of `from` itself calls `to`, delays)."""
+    def edges(self) -> Iterator[tuple[str, str, float, float, list[float]]]:
+        """Who calls whom: (from, to, probability that a call of `from` itself calls `to`, how often, delays)."""
         for context, node in self.nodes.items():
             if len(context) == 1 and context[0] is not None:
                 for algorithm, callee in node.callees.items():
                     direct = faded(callee.direct, node.seen - callee.seen)
                     if direct > 0.0:
-                        yield context[0], algorithm, direct / node.count, list(callee.delays.values)
+                        yield context[0], algorithm, direct / node.count, direct, list(callee.delays.values)
 
 
 class Predictions:

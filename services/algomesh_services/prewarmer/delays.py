@@ -6,20 +6,29 @@ probability 1/(m + 1) (exchangeability). That is all that is assumed here; no sh
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Self
+
+import msgspec
 
 SIZE = 16
 """Values kept. A start just in time asks for the quantile 1/(1 + ρ), so about 1 + ρ values say where it is: 6 for the
 default worth of latency and a whole GPU, 21 for a quarter of one. Sixteen floats are 64 bytes."""
 
 
-class Recent:
-    """The last values of something, oldest overwritten first."""
+def _nothing() -> "array[float]":
+    return array("f")
 
-    __slots__ = ("at", "values")
 
-    def __init__(self, values: Iterable[float] = ()) -> None:
-        self.values = array("f", values)
-        self.at = 0
+class Recent(msgspec.Struct, gc=False):
+    """The last values of something, oldest overwritten first. Make one of given values with `Recent.of`."""
+
+    values: "array[float]" = msgspec.field(default_factory=_nothing)
+    at: int = 0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """These values, the last sixteen of them."""
+        return cls(array("f", [*values][-SIZE:]))
 
     def add(self, value: float) -> None:
         """Remember one more."""
@@ -60,7 +69,7 @@ class LoadSpread:
     __slots__ = ("_ratios", "factors")
 
     def __init__(self, ratios: Iterable[float] = ()) -> None:
-        self._ratios = Recent(ratios)
+        self._ratios = Recent.of(ratios)
         self.factors: tuple[float, ...] = (1.0,) * SIZE
         self._spread()
 

@@ -36,10 +36,12 @@ class Wish(NamedTuple):
 
 
 class Wishes:
-    """All wishes. `may` says whether launchers may be told of one, now."""
+    """All wishes. `may` says whether launchers may be told of one, now; `place` which launcher is to have a version,
+    given when it is to be up from, and the time.
+    """
 
-    def __init__(self, may: Callable[[Wish], bool]) -> None:
-        self._may = may
+    def __init__(self, may: Callable[[Wish], bool], place: Callable[[str, float, float], str] = lambda *_: "") -> None:
+        self._may, self._place = may, place
         self._by_key: OrderedDict[tuple[str, str], Wish] = OrderedDict()
         self._of_version: dict[str, dict[str, Wish]] = {}
         self._versions: dict[str, set[str]] = {}
@@ -83,6 +85,10 @@ class Wishes:
         """The wish that launchers were told of, lately, under this key."""
         return self._remembered.get((version, key))
 
+    def is_held(self, version: str, at_s: float) -> bool:
+        """Whether launchers were told to have it up at that moment."""
+        return any(wish.start_s <= at_s <= wish.until_s for wish in self._told.get(version, {}).values())
+
     @property
     def is_changed(self) -> bool:
         """Whether there may be something to tell."""
@@ -95,7 +101,8 @@ class Wishes:
         for version in self._changed:
             before, after = self._told.get(version, {}), self._cover(version, now)
             released += [(version, key) for key in before if key not in after]
-            holds += [_hold(wish, now) for key, wish in after.items() if before.get(key) != wish]
+            changed = [wish for key, wish in after.items() if before.get(key) != wish]
+            holds += self._holds(version, after, changed, now)
             self._tell(version, after)
         self._changed.clear()
         if not holds and not released:
@@ -115,7 +122,20 @@ class Wishes:
         self._changed.clear()
         for version, cover in covers.items():
             self._tell(version, cover)
-        return messages.Holds(holds=[_hold(wish, now) for wish in wishes], is_whole=True, off=off)
+        kept = set(wishes)
+        holds = [
+            hold
+            for version, cover in covers.items()
+            for hold in self._holds(version, cover, [wish for wish in cover.values() if wish in kept], now)
+        ]
+        return messages.Holds(holds=holds, is_whole=True, off=off)
+
+    def _holds(self, version: str, cover: dict[str, Wish], wishes: list[Wish], now: float) -> list[messages.Hold]:
+        """What launchers are told of these, which are all of one version, or part of all."""
+        if not wishes:
+            return []
+        launcher = self._place(version, min(wish.start_s for wish in cover.values()), now)
+        return [_hold(wish, now, launcher) for wish in wishes]
 
     def _tell(self, version: str, cover: dict[str, Wish]) -> None:
         if cover:
@@ -157,7 +177,7 @@ def _gain(wish: Wish) -> float:
     return wish.gain
 
 
-def _hold(wish: Wish, now: float) -> messages.Hold:
+def _hold(wish: Wish, now: float, launcher: str) -> messages.Hold:
     return messages.Hold(
         version=wish.version,
         key=wish.key,
@@ -166,4 +186,5 @@ def _hold(wish: Wish, now: float) -> messages.Hold:
         reason=wish.reason,
         gain=wish.gain,
         caller=wish.caller,
+        launcher=launcher,
     )

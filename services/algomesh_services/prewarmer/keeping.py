@@ -2,18 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Generator
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
 
+from algomesh_broker.platform import SparedRow
 from algomesh_services.postgres_pool import BadRows, StoreAway
 from algomesh_services.prewarmer.clock import Clock
+from algomesh_services.prewarmer.snapshots import Packed, Snapshot, read
+from algomesh_services.prewarmer.spared import Spared, SparedCall
+from algomesh_services.prewarmer.speculation import Speculation
 from algomesh_services.prewarmer.starts import Start, Starts
 from algomesh_services.prewarmer.store import Store, StoredStart
 
 log = structlog.get_logger("algomesh.prewarmer")
+
+Made = TypeVar("Made")
 
 _DELETE_EVERY_S: Final = 3_600.0
 _HELD_EVERY_S: Final = 10.0
@@ -22,17 +28,17 @@ _HELD_EVERY_S: Final = 10.0
 class Learned(Protocol):
     """What is asked of BreakEvenPolicy."""
 
-    def snapshot(self) -> msgspec.Struct:
-        """All it has learned."""
+    def pack(self) -> Generator[None, None, Packed]:
+        """All it has learned, piece by piece."""
         ...
 
-    def restore(self, snapshot: bytes, /) -> None:
+    def restore(self, snapshot: Snapshot, /) -> None:
         """Know what a snapshot knows. Raises ValueError."""
         ...
 
 
-async def restore(store: Store, policy: Learned) -> bool:
-    """Give `policy` the newest snapshot that is whole; others are set aside. Raises StoreAway.
+async def restore(store: Store, policy: Learned, speculation: Speculation) -> bool:
+    """Give these the newest snapshot that is whole; others are set aside. Raises StoreAway.
 
     Returns whether there was one.
     """
@@ -40,10 +46,13 @@ async def restore(store: Store, policy: Learned) -> bool:
         damage = snapshot.damage
         if not damage:
             try:
-                policy.restore(snapshot.data)
+                kept = await asyncio.to_thread(read, snapshot.data)
+                accounts = Speculation.of(kept.accounts)
+                policy.restore(kept)
             except ValueError as error:
                 damage = str(error)[:500] or type(error).__name__
             else:
+                speculation.take_over(accounts)
                 log.info("snapshot_restored", number=snapshot.number, size_bytes=len(snapshot.data))
                 return True
         log.warning("snapshot_set_aside", number=snapshot.number, error=damage)
@@ -86,13 +95,16 @@ class Keeper:
         policy: Learned,
         starts: Starts,
         tally: Tally,
+        spared: Spared,
+        speculation: Speculation,
         clock: Clock,
         *,
         snapshot_s: float,
         write_s: float,
         keep_days: float,
     ) -> None:
-        self._store, self._policy, self._starts, self._tally, self._clock = store, policy, starts, tally, clock
+        self._store, self._policy, self._clock = store, policy, clock
+        self._starts, self._tally, self._spared, self._speculation = starts, tally, spared, speculation
         self._snapshot_s, self._write_s, self._keep_s = snapshot_s, write_s, keep_days * 86_400.0
         self._said = ""
 
@@ -129,24 +141,28 @@ class Keeper:
     async def write(self) -> None:
         """Write the starts and calls that are new."""
         starts, calls = self._starts.take_changed(), self._tally.take()
-        if not starts and not calls:
+        spared, savings = self._spared.take()
+        if not starts and not calls and not savings:
             return
         try:
-            await self._store.write([self._stored(start) for start in starts], calls)
+            await self._store.write(
+                [self._stored(start) for start in starts], calls, [self._row(call) for call in spared], savings
+            )
         except BadRows as error:
             log.warning("starts_refused", count=len(starts), error=str(error))
         except StoreAway as error:
             self._starts.give_back(starts)
             self._tally.give_back(calls)
+            self._spared.give_back(spared, savings)
             self._say(error)
         else:
             self._said = ""
 
     async def snapshot(self) -> None:
         """Keep the policy's statistics. Raises StoreAway."""
-        snapshot = self._policy.snapshot()  # a structure of its own, so it can be packed beside the loop
-        data = await asyncio.to_thread(msgspec.msgpack.encode, snapshot)
-        await self._store.add_snapshot(data)
+        packed = await _in_turns(self._policy.pack())
+        packed.accounts = await _in_turns(self._speculation.pack())
+        await self._store.add_snapshot(await asyncio.to_thread(msgspec.msgpack.encode, packed))
 
     def _stored(self, start: Start) -> StoredStart:
         algorithm, _, version = start.version.rpartition("/")
@@ -159,10 +175,28 @@ class Keeper:
             start.caller, started, ready, used, ended, start.held_s, start.saved_s, start.in_time, start.gpu,
         )  # fmt: skip
 
+    def _row(self, call: SparedCall) -> SparedRow:
+        algorithm, _, version = call.version.rpartition("/")
+        return SparedRow(
+            run=call.run, root=call.root, algorithm=algorithm, version=version, caller=call.caller,
+            at=self._clock.wall_of(call.called_s), seconds=call.seconds, why=call.why, count=call.calls,
+        )  # fmt: skip
+
     def _say(self, error: StoreAway) -> None:
         if str(error) != self._said:
             self._said = str(error)
             log.warning("waiting_for_server", server="postgres", error=self._said)
+
+
+async def _in_turns(pieces: Generator[None, None, Made]) -> Made:
+    """What the pieces make, with everything else that is to be done in between: nobody waits for more than one."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            made: Made = end.value
+            return made
+        await asyncio.sleep(0)
 
 
 def known_start(stored: StoredStart) -> Start:

@@ -200,6 +200,11 @@ class LiveFleet:
         return self._of.get(algorithm, {}).values()
 
     @property
+    def launchers(self) -> Iterable[str]:
+        """Those that are heard."""
+        return self._heard.keys()
+
+    @property
     def is_heard(self) -> bool:
         """Whether any launcher is."""
         return bool(self._heard)

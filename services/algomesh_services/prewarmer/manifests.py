@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 import structlog
 
@@ -34,6 +34,8 @@ class Manifests:
     ) -> None:
         self._fetch, self._on_known, self._latency_value = fetch, on_known, latency_value
         self._known: OrderedDict[str, Options] = OrderedDict()
+        self._of: dict[str, set[str]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
         self._not_before: dict[str, float] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -70,6 +72,19 @@ class Manifests:
         """The versions that are left alone."""
         return list(self._off)
 
+    def keep_only(self, algorithm: str, versions: Set[str]) -> None:
+        """These are the versions of an algorithm. Others are deleted: nothing is known of them, and nothing asked."""
+        for version in self._of.get(algorithm, set()) - versions:
+            self._forget(version)
+            self._deleted[version] = None
+        for version in versions:
+            self._deleted.pop(version, None)
+        while len(self._deleted) > _MOST:
+            self._deleted.popitem(last=False)
+        for version, task in list(self._asking.items()):
+            if version.rpartition("/")[0] == algorithm and version not in versions:
+                task.cancel()
+
     async def close(self) -> None:
         """Give up what is being asked."""
         asking = list(self._asking.values())
@@ -78,7 +93,7 @@ class Manifests:
         await asyncio.gather(*asking, return_exceptions=True)
 
     def _ask(self, version: str) -> None:
-        if version in self._asking or len(self._asking) >= _MOST:
+        if version in self._asking or version in self._deleted or len(self._asking) >= _MOST:
             return
         if self._loop.time() < self._not_before.get(version, 0.0):
             return
@@ -98,9 +113,17 @@ class Manifests:
             return
         self._not_before.pop(version, None)
         self._known[version] = options
+        self._of.setdefault(version.rpartition("/")[0], set()).add(version)
         if len(self._known) > _MOST:
-            forgotten, _ = self._known.popitem(last=False)
-            self._off.pop(forgotten, None)
+            self._forget(next(iter(self._known)))
         if self.latency_value(version) <= 0.0:
             self._off[version] = None
         self._on_known(version)
+
+    def _forget(self, version: str) -> None:
+        self._known.pop(version, None)
+        self._off.pop(version, None)
+        algorithm = version.rpartition("/")[0]
+        self._of[algorithm].discard(version)
+        if not self._of[algorithm]:
+            del self._of[algorithm]

@@ -40,4 +40,29 @@ MIGRATIONS = (
         damage   text NOT NULL DEFAULT ''
     );
     """,
+    """
+    CREATE TABLE spared (
+        run       text PRIMARY KEY,
+        root      text NOT NULL,
+        algorithm text NOT NULL,
+        version   text NOT NULL,
+        caller    text NOT NULL,
+        at        double precision NOT NULL,
+        seconds   double precision NOT NULL,
+        why       text NOT NULL,
+        -- How many calls it stands for: of busy versions, one in so many is seen.
+        count     integer NOT NULL
+    );
+    CREATE INDEX spared_at ON spared (at);
+
+    CREATE TABLE savings (
+        minute  bigint NOT NULL,
+        why     text NOT NULL,
+        calls   bigint NOT NULL,
+        seconds double precision NOT NULL,
+        PRIMARY KEY (minute, why)
+    );
+    INSERT INTO savings
+        SELECT floor(used_at / 60)::bigint, kind, count(*), sum(saved_s) FROM starts WHERE saved_s > 0 GROUP BY 1, 2;
+    """,
 )

@@ -1,5 +1,6 @@
 """What to start ahead in a request, decided anew at each of its calls."""
 
+from heapq import nlargest
 from typing import NamedTuple
 
 from algomesh_services.prewarmer.actions import Action, Fleet, Hold, Release
@@ -12,6 +13,15 @@ from algomesh_services.prewarmer.windows import Ahead, Window
 from algomesh_services.prewarmer.worth import Worth
 
 _LEAST_PROBABILITY = 1e-3  # rarer than what the counts can tell from never: their memory is fifty observations
+
+MOST_COMING = 64
+"""What is weighed at one call, the likeliest: as many as a request remembers calls. Each algorithm is in a request with
+its probability, so where more than 64 are likelier than any of the others, these are a long way off."""
+
+WEIGHED_EACH_CALL = 16
+"""Of these, so many are weighed at each call, and what earlier calls of the request have left of it, up to 64: all that
+may come when a request begins, and then the soonest. For the others it stays at what was decided a call ago, as long
+as they are likely enough: they come nearer, and there is another call before."""
 
 
 class Coming(NamedTuple):
@@ -43,6 +53,7 @@ class Planner:
         before = request.plans
         request.plans = plans = {}
         outlook = Outlook(request, record, self._beside)
+        request.to_weigh = min(MOST_COMING, request.to_weigh + WEIGHED_EACH_CALL)
         for one in coming:
             delay_s = outlook.before_s(one.parent)
             base_s = record.warm_s + delay_s - at_s
@@ -52,8 +63,17 @@ class Planner:
                 continue
             left_s = self._left_s(one.name)
             rho = self._worth.rho(one.name, request.caller, outlook.caller(one.parent).standby)
-            ahead, window = None, None
+            ahead, window, old = None, None, before.get(one.name)
             if rho > 0.0 and (left_s is not None or one.probability * (1.0 + rho) > 1.0):
+                request.to_weigh -= 1
+                if request.to_weigh < 0:
+                    start_s = base_s + one.typical_s
+                    if old is not None and old.until_s > at_s:
+                        plans[one.name], start_s = old, old.start_s - at_s
+                    ready_s = left_s if left_s is not None else cold_s + max(0.0, start_s)
+                    late_s = max(0.0, ready_s - max(0.0, base_s + one.typical_s))
+                    outlook.tell(one.name, one.parent, delay_s + one.probability * late_s)
+                    continue
                 ahead = Ahead(
                     one.probability,
                     [max(0.0, base_s + delay) for delay in one.delays_s],
@@ -68,7 +88,6 @@ class Planner:
             outlook.tell(one.name, one.parent, delay_s + one.probability * max(0.0, ready_s - call_s))
             if ahead is None or window is None:
                 continue
-            old = before.get(one.name)
             plan = plans[one.name] = _plan_of(old, window, ahead.from_off_s(), record, at_s, is_off=left_s is None)
             is_stage = one.name in request.route
             if is_stage:
@@ -90,6 +109,7 @@ class Planner:
                     version=self._algorithms.version(one.name),
                 )
             )
+        request.to_weigh = max(0, request.to_weigh)
         actions += [Release(algorithm=name, key=key_of(key)) for name in before if name not in plans]
         return actions
 
@@ -99,13 +119,15 @@ class Planner:
         probabilities = predictions.probabilities()
         for stage in request.route:
             probabilities[stage] = 1.0
+        likely = [(name, each) for name, each in probabilities.items() if each > _LEAST_PROBABILITY]
+        if len(likely) > MOST_COMING:
+            likely = nlargest(MOST_COMING, likely, key=_probability)
         coming = []
-        for name, probability in probabilities.items():
-            if probability > _LEAST_PROBABILITY:
-                parent, delays_s = predictions.of(name)
-                if not delays_s:
-                    delays_s = [0.0]  # a stage that was never seen: at once
-                coming.append(Coming(sorted(delays_s)[len(delays_s) // 2], name, probability, parent, delays_s))
+        for name, probability in likely:
+            parent, delays_s = predictions.of(name)
+            if not delays_s:
+                delays_s = [0.0]  # a stage that was never seen: at once
+            coming.append(Coming(sorted(delays_s)[len(delays_s) // 2], name, probability, parent, delays_s))
         coming.sort(key=_typical_s)
         return coming, predictions.end_s()
 
@@ -127,6 +149,10 @@ class Planner:
 def key_of(request: str) -> str:
     """The key of the holds of a request."""
     return f"path:{request}"
+
+
+def _probability(likely: tuple[str, float]) -> float:
+    return likely[1]
 
 
 def _typical_s(coming: Coming) -> float:

@@ -7,6 +7,7 @@ had all begun when this one was made; a wait beside it, in a parallel branch, di
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from itertools import pairwise
 
 from algomesh_services.prewarmer.counts import Context, Later
 from algomesh_services.prewarmer.exposure import Load
@@ -30,6 +31,8 @@ class Record:
 
     __slots__ = (
         "algorithm",
+        "at_s",
+        "behind",
         "below_s",
         "contexts",
         "delay_s",
@@ -39,7 +42,9 @@ class Record:
         "parent",
         "pending",
         "ready_s",
+        "route",
         "standby",
+        "step",
         "waited_s",
         "warm_s",
     )
@@ -48,6 +53,12 @@ class Record:
         self.index = index
         self.algorithm = algorithm
         self.parent = parent
+        self.at_s = 0.0
+        self.step: tuple[str, int] | None = None
+        self.route: tuple[str, ...] = ()
+        """Of a step of a pipeline: which one it is, and which algorithms may still come."""
+        self.behind: tuple[Record, ...] = ()
+        """The steps just before it, which do not call it, but hand over."""
         self.warm_s = warm_s
         """When it would have been called, had nobody waited."""
         self.delay_s = delay_s
@@ -85,7 +96,10 @@ class Record:
 class Request:
     """A request under way."""
 
-    __slots__ = ("attempts", "began_s", "by_algorithm", "caller", "last_s", "path", "plans", "records", "root", "route")
+    __slots__ = (
+        "attempts", "began_s", "by_algorithm", "caller", "last_s", "path", "plans", "records", "root", "route",
+        "to_weigh",
+    )  # fmt: skip
 
     def __init__(self, root: str, caller: str | None, at_s: float) -> None:
         self.root = root
@@ -99,10 +113,22 @@ class Request:
         """The highest attempt of each call, by index; of more calls than are remembered, so that echoes are known."""
         self.plans: dict[str, Plan] = {}
         self.route: tuple[str, ...] = ()
+        self.to_weigh = MOST_CALLS
+        """How many algorithms that may come the next call may weigh, beside those that every call may."""
 
-    def add(self, index: int, parent: int, algorithm: str, at_s: float, ready_s: float) -> Record:
-        """A call was made; `ready_s` is when it starts."""
+    def add(
+        self,
+        index: int,
+        parent: int,
+        algorithm: str,
+        at_s: float,
+        ready_s: float,
+        step: tuple[str, int] | None = None,
+        route: tuple[str, ...] = (),
+    ) -> Record:
+        """A call was made; `ready_s` is when it starts. `step` and `route`: of a pipeline, as actions.Call has them."""
         above = self.records.get(parent)
+        behind = self._behind(algorithm, step, at_s)
         is_beside: bool | None = None
         if above is not None:
             before_s = above.settled_delay_s(at_s)
@@ -110,6 +136,8 @@ class Request:
                 is_beside = True
             elif above.below_s > above.delay_s:
                 is_beside = False
+        elif behind:
+            before_s = max(one.settled_delay_s(at_s) for one in behind)
         elif self.records:  # its parent was lost or is long ago: behind the last call, as nothing else is known
             before_s = next(reversed(self.records.values())).delay_s
         else:
@@ -117,6 +145,7 @@ class Request:
         waited_s = max(0.0, ready_s - at_s)
         delay_s = before_s + waited_s
         record = Record(index, algorithm, above, at_s - before_s, delay_s)
+        record.at_s, record.step, record.route, record.behind = at_s, step, route, behind
         record.ready_s, record.waited_s = at_s + waited_s, waited_s
         record.is_beside = is_beside
         if delay_s > before_s:
@@ -133,6 +162,20 @@ class Request:
         self.path.append(algorithm)
         self.last_s = max(self.last_s, at_s)
         return record
+
+    def _behind(self, algorithm: str, step: tuple[str, int] | None, at_s: float) -> tuple[Record, ...]:
+        """The steps just before a step: those that go on to it and of which the least is left.
+
+        In a chain that is one, after a fan-out all that were joined.
+        """
+        if step is None or step[1] == 0:
+            return ()
+        found: dict[str, Record] = {}
+        for one in self.records.values():
+            if one.step is not None and one.step[0] == step[0] and algorithm in one.route and one.at_s <= at_s:
+                found[one.algorithm] = one
+        least = min((len(one.route) for one in found.values()), default=0)
+        return tuple(one for one in found.values() if len(one.route) == least)
 
     def started(self, index: int, ready_s: float) -> None:
         """A call has started, at another time than was expected when it was made."""
@@ -167,7 +210,7 @@ class Request:
     def drop(self, record: Record) -> None:
         """Forget a call."""
         del self.records[record.index]
-        record.parent = None
+        record.parent, record.behind = None, ()
         if self.by_algorithm.get(record.algorithm) is record:
             del self.by_algorithm[record.algorithm]
 
@@ -180,17 +223,33 @@ class Request:
         return [later_of(record, other) for other in first.values()]
 
     def lessons(self) -> Iterator[tuple[Record, list[Later]]]:
-        """Each call, latest first, with what was called after it: the first call of each algorithm."""
+        """Each call, latest first, with what was called after it: the first call of each algorithm.
+
+        What was told late has its place by when it was called, and steps of pipelines theirs behind one another.
+        """
+        records = list(self.records.values())
+        if any(this.at_s > following.at_s for this, following in pairwise(records)):
+            records.sort(key=_at_s)
+        for record in records:
+            if record.step is not None:
+                record.behind = self._behind(record.algorithm, record.step, record.at_s)
         first: dict[str, Record] = {}
-        for record in reversed(self.records.values()):
+        for record in reversed(records):
             yield record, [later_of(record, other) for other in first.values()]
             first[record.algorithm] = record
 
 
+def _at_s(record: Record) -> float:
+    return record.at_s
+
+
 def later_of(record: Record, other: Record) -> Later:
-    """What `other` teaches about `record`, after which it was called."""
-    parent = other.parent.algorithm if other.parent is not None else ""
-    return Later(other.algorithm, max(0.0, other.warm_s - record.warm_s), parent, other.parent is record)
+    """What `other` teaches about `record`, after which it was called. A step comes from the step before it."""
+    if other.behind:
+        parent, is_child = other.behind[-1].algorithm, record in other.behind
+    else:
+        parent, is_child = other.parent.algorithm if other.parent is not None else "", other.parent is record
+    return Later(other.algorithm, max(0.0, other.warm_s - record.warm_s), parent, is_child)
 
 
 class Plan:

@@ -19,10 +19,12 @@ from algomesh_services.lifecycle import retried, work_until
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.keeping import Keeper, known_start, restore
+from algomesh_services.prewarmer.metrics import watch
 from algomesh_services.prewarmer.settings import Settings
 from algomesh_services.prewarmer.store import Store
 from algomesh_services.prewarmer.verbs import Verbs
 from algomesh_services.prewarmer.warming import Warming
+from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.prewarmer")
 
@@ -79,6 +81,8 @@ async def _work(
         warming.policy,
         warming.starts,
         warming.tally,
+        warming.spared,
+        warming.speculation,
         clock,
         snapshot_s=settings.snapshot_s,
         write_s=settings.write_s,
@@ -88,10 +92,12 @@ async def _work(
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
     if not await retried(stopping, PROGRAM, "nats", lambda: _up(warming, requests)):
         return
+    stack.enter_context(watch(warming, connection))
     async with asyncio.TaskGroup() as tasks:
         work = [
             tasks.create_task(warming.run(), name="prewarmer-run"),
             tasks.create_task(keeper.run(), name="prewarmer-keep"),
+            tasks.create_task(show_ready(lambda: connection.is_connected), name="prewarmer-readiness"),
         ]
         log.info("ready")
         on_ready()
@@ -109,10 +115,10 @@ async def _work(
 async def _remembering(settings: Settings, store: Store, connection: Connection, clock: Clock) -> Warming:
     """With what an earlier life of ours has learned, and which starts it knew to be up."""
     before = {stored.instance: known_start(stored) for stored in await store.up()}
-    warming = Warming(connection, clock, settings.latency_value, before)
+    warming = Warming(connection, clock, settings.latency_value, settings.latency_values, before)
     for version, launcher, took_s in await store.latest_starts(_STARTS_REMEMBERED):
         warming.fleet.learn_start(version, launcher, took_s)
-    await restore(store, warming.policy)
+    await restore(store, warming.policy, warming.speculation)
     return warming
 
 

@@ -6,17 +6,16 @@ end that was lost is concluded from what launchers say; a request of which nothi
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Protocol
-
-import msgspec
 
 from algomesh_broker.errors import BadName
 from algomesh_broker.messages import Demand, Sight, Sights
 from algomesh_broker.names import VersionId
-from algomesh_services.prewarmer.actions import Action, Call
+from algomesh_services.prewarmer.actions import Action
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.live_fleet import LiveFleet
+from algomesh_services.prewarmer.seen import Notes, Policy, SeenCall
 from algomesh_services.prewarmer.shedding import is_followed
+from algomesh_services.prewarmer.spared import Began
 
 MOST_REQUESTS = 20_000
 _MOST_RUNS = 2_048  # of a request that are remembered one by one
@@ -31,53 +30,6 @@ _WORD_LASTS_S = 0.3
 _LOST_S = 1.0  # an end that was told would be here
 _QUIET_S, _QUIET_WAITING_S, _QUIET_RUNNING_S = 10.0, 600.0, 3_600.0
 _EVERY_S = 1.0
-
-
-class SeenCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as the policy is told of it (actions.Call)."""
-
-    request: str
-    index: int
-    parent: int
-    algorithm: str
-    caller: str | None
-    at_s: float
-    ready_at_s: float
-    route: tuple[str, ...] = ()
-    version: str | None = None
-    attempt: int = 1
-
-
-class Policy(Protocol):
-    """What is asked of BreakEvenPolicy."""
-
-    def called(self, call: Call) -> list[Action]:
-        """A call begins."""
-        ...
-
-    def idle(self, algorithm: str, at_s: float) -> list[Action]:
-        """Nothing of it runs any more."""
-        ...
-
-    def started(self, request: str, index: int, at_s: float) -> None:
-        """A call of the request has started, which may have waited for that."""
-        ...
-
-    def finished(self, request: str, at_s: float) -> list[Action]:
-        """The request is over."""
-        ...
-
-
-class Notes(Protocol):
-    """Who keeps the books."""
-
-    def began(self, version: str, called_s: float, count: int, *, is_cold: bool, after: str) -> None:
-        """`count` calls began, of which one was seen; `after` is the algorithm called before it in its request."""
-        ...
-
-    def computed(self, caller: str, version: str, took_s: float) -> None:
-        """Runs of a request of this caller took so long."""
-        ...
 
 
 class _Run:
@@ -239,16 +191,21 @@ class Sightings:
             run.is_running = True
             self._policy.started(root, request.number(sight.run), max(called_s, started_s))
             is_cold = waited_s > 0.0 and self._fleet.became_ready(str(version), called_s)
-            self._notes.began(str(version), called_s, one_in, is_cold=is_cold, after=request.last)
-            request.last = algorithm
             running = self._running.setdefault(algorithm, {})
+            self._notes.began(
+                Began(
+                    str(version), sight.run, root, request.caller, called_s, started_s - called_s, one_in,
+                    is_cold, bool(running), request.last,
+                )
+            )  # fmt: skip
+            request.last = algorithm
             running[sight.run] = (root, started_s)
             if len(running) > _MOST_RUNNING:
                 del running[next(iter(running))]
             self._emptied.pop(algorithm, None)
         if sight.ended_at and not run.is_over:
             self._end(request, sight.run, run, ended_s)
-            self._notes.computed(request.caller, str(version), (ended_s - started_s) * one_in)
+            self._notes.computed(request.caller, str(version), (ended_s - started_s) * one_in, ended_s)
             if sight.run == root:
                 request.is_root_over = True
                 self._settle_at(request, ended_s, _ROOT_SETTLES_S)
@@ -316,6 +273,7 @@ class Sightings:
                 at_s=called_s,
                 ready_at_s=max(called_s, started_s),
                 route=self._know_stages(request, stages, is_signed=is_signed),
+                step=_step_of(run, parent),
                 version=str(version),
                 attempt=attempt,
             )
@@ -393,3 +351,12 @@ class Sightings:
             if now - request.heard_s > request.quiet_s or len(self._requests) > MOST_REQUESTS:
                 actions += self._finish(request, now)
         return actions
+
+
+def _step_of(run: str, parent: str) -> tuple[str, int] | None:
+    """Which step of a pipeline a run is, if it is one: its name is then `RUN-STEP`.
+
+    Branches are runs of their own, so a pipeline goes by who made it.
+    """
+    name, _, at = run.rpartition("-")
+    return (parent, int(at)) if name and at.isdecimal() else None

@@ -7,7 +7,7 @@ refused as a whole, before anything is replaced.
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import msgspec
 
@@ -20,9 +20,12 @@ from algomesh_services.prewarmer.hazards import BINS, MOST_UNIT, Histogram
 from algomesh_services.prewarmer.pools import Pools
 
 SCHEMA = 1
+_PIECE = 256  # callees, about four microseconds each
+_OF_ALGORITHM = 8  # an algorithm takes as long as so many of them
+_encode = msgspec.msgpack.Encoder().encode
 
 
-class CalleeState(msgspec.Struct, frozen=True, array_like=True):
+class CalleeState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A callee of a context."""
 
     algorithm: str
@@ -33,7 +36,7 @@ class CalleeState(msgspec.Struct, frozen=True, array_like=True):
     delays_s: list[float]
 
 
-class NodeState(msgspec.Struct, frozen=True, array_like=True):
+class NodeState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A context, least recently seen first."""
 
     context: list[str | None]
@@ -43,7 +46,7 @@ class NodeState(msgspec.Struct, frozen=True, array_like=True):
     callees: list[CalleeState]
 
 
-class HistogramState(msgspec.Struct, frozen=True, array_like=True):
+class HistogramState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Weights by bin, and the weight of the last observation."""
 
     ended: dict[int, float]
@@ -51,7 +54,7 @@ class HistogramState(msgspec.Struct, frozen=True, array_like=True):
     unit: float
 
 
-class RhythmState(msgspec.Struct, frozen=True, array_like=True):
+class RhythmState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """When a caller called, and its gaps."""
 
     caller: str | None
@@ -59,7 +62,7 @@ class RhythmState(msgspec.Struct, frozen=True, array_like=True):
     gaps_s: list[float]
 
 
-class AlgorithmState(msgspec.Struct, frozen=True, array_like=True):
+class AlgorithmState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of one algorithm."""
 
     name: str
@@ -77,8 +80,15 @@ class AlgorithmState(msgspec.Struct, frozen=True, array_like=True):
     callers: list[RhythmState]
 
 
+class AccountState(msgspec.Struct, frozen=True, array_like=True):
+    """What a caller computed and wasted, in GPU-seconds, by number of the time."""
+
+    caller: str
+    buckets: list[tuple[int, float, float]]
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything learned, of one schema version."""
+    """Everything learned, of one schema version, and the accounts of callers (speculation.py)."""
 
     schema: int = SCHEMA
     nodes: list[NodeState] = []
@@ -86,6 +96,48 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     absolute: HistogramState = HistogramState({}, {}, 1.0)
     relative: list[tuple[int | None, HistogramState]] = []
     load_ratios: list[float] = []
+    accounts: list[AccountState] = []
+
+
+class Packed(msgspec.Struct, kw_only=True):
+    """A Snapshot of which the long parts are packed already; packed itself, it has the same bytes."""
+
+    schema: int = SCHEMA
+    nodes: list[msgspec.Raw] = []
+    algorithms: list[msgspec.Raw] = []
+    absolute: HistogramState = HistogramState({}, {}, 1.0)
+    relative: list[tuple[int | None, HistogramState]] = []
+    load_ratios: list[float] = []
+    accounts: list[msgspec.Raw] = []
+
+
+def pack(counts: Counts, algorithms: Algorithms, pools: Pools, loads: LoadSpread) -> Generator[None, None, Packed]:
+    """The state of these, piece by piece: it stops after each millisecond's work or so, and returns all at the end.
+
+    What is learned in between may or may not be in it: each context and each algorithm is whole.
+    """
+    packed = Packed(
+        absolute=_histogram_state(pools.absolute),
+        relative=[(rate, _histogram_state(histogram)) for rate, histogram in pools.relative.items()],
+        load_ratios=loads.ratios,
+    )
+    done = 0
+    for context in list(counts.nodes):  # no tuples of two, which the garbage collector would go through
+        node = counts.nodes.get(context)
+        if node is None:
+            continue
+        packed.nodes.append(msgspec.Raw(_encode(_node_state(context, node))))
+        done += 1 + len(node.callees)
+        if done >= _PIECE:
+            done = 0
+            yield
+    for name, known in list(algorithms.known.items()):
+        packed.algorithms.append(msgspec.Raw(_encode(_algorithm_state(name, known))))
+        done += _OF_ALGORITHM
+        if done >= _PIECE:
+            done = 0
+            yield
+    return packed
 
 
 def take(counts: Counts, algorithms: Algorithms, pools: Pools, loads: LoadSpread) -> Snapshot:
@@ -122,7 +174,7 @@ def fill(snapshot: Snapshot, counts: Counts, algorithms: Algorithms, pools: Pool
             raise ValueError("the snapshot is damaged: a context without an algorithm, or that was never seen")
         for callee in state.callees:
             _at_least_zero(callee.count, callee.direct, *callee.delays_s)
-            made = node.callees[callee.algorithm] = Callee(callee.parent)
+            made = node.callees[callee.algorithm] = Callee(callee.parent, Recent())
             made.count, made.direct, made.seen = callee.count, callee.direct, callee.seen
             made.delays = _recent(callee.delays_s)
             if not 0 < callee.seen <= state.seen or not callee.delays_s:
@@ -209,7 +261,7 @@ def _histogram(state: HistogramState, like: Histogram) -> Histogram:
 
 
 def _recent(values: Iterable[float]) -> Recent:
-    return Recent(list(values)[-SIZE:])
+    return Recent.of(values)
 
 
 def _finite(*values: float) -> None:

@@ -4,7 +4,14 @@ Whoever probes at random must not make the mesh burn GPUs: what was started for 
 not exceed, within an hour, what it would anyway be allowed to waste, or half of what its own runs computed.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Generator, Iterable
+from typing import Self
+
+import msgspec
+
+from algomesh_services.prewarmer.snapshots import AccountState
 
 FREE_GPU_S = 60.0
 SHARE = 0.5
@@ -12,6 +19,7 @@ WINDOW_S = 3600.0
 _BUCKETS = 12
 _BUCKET_S = WINDOW_S / _BUCKETS
 _MOST_CALLERS = 20_000
+_PIECE = 100  # accounts
 
 
 class _Account:
@@ -54,6 +62,31 @@ class Speculation:
         recent = [bucket for number, bucket in account.buckets.items() if number > oldest]
         computed, wasted = (sum(bucket[place] for bucket in recent) for place in (0, 1))
         return wasted <= max(FREE_GPU_S, SHARE * computed)
+
+    def pack(self) -> Generator[None, None, list[msgspec.Raw]]:
+        """All accounts (AccountState), piece by piece."""
+        packed: list[msgspec.Raw] = []
+        for number, (caller, account) in enumerate(list(self._accounts.items()), 1):
+            buckets = [(place, sums[0], sums[1]) for place, sums in account.buckets.items()]
+            packed.append(msgspec.Raw(msgspec.msgpack.encode(AccountState(caller, buckets))))
+            if number % _PIECE == 0:
+                yield
+        return packed
+
+    @classmethod
+    def of(cls, accounts: Iterable[AccountState]) -> Self:
+        """With these accounts. Raises ValueError on what cannot be one."""
+        made = cls()
+        for account in accounts:
+            for place, computed, wasted in account.buckets:
+                if not (math.isfinite(computed) and math.isfinite(wasted)):
+                    raise ValueError(f"the snapshot is damaged: the account of {account.caller}")
+                made._account(account.caller).buckets[place] = [computed, wasted]
+        return made
+
+    def take_over(self, other: "Speculation") -> None:
+        """Go on with the accounts of another."""
+        self._accounts = other._accounts
 
     def _account(self, caller: str) -> _Account:
         account = self._accounts.get(caller)

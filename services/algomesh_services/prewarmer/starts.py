@@ -14,6 +14,7 @@ from algomesh_services.prewarmer.speculation import Speculation
 
 Kind = Literal["call", "next", "stage", "gap", "minimum"]
 _MOST_CHANGED: Final = 20_000
+_SAME_S: Final = 1.0  # a launcher may tell that an instance works before the instance tells of what
 _LONGEST_STEP_S: Final = 5.0  # between two words about an instance; what lies between them was as the first one said
 
 
@@ -47,7 +48,10 @@ class Start(Struct, eq=False):
 
 
 class Starts:
-    """Those of the instances that are up. `wish_of(version, key)` is the hold that launched one."""
+    """Those of the instances that are up. `wish_of(version, key)` is the hold that launched one.
+
+    `on_used` hears of each that is used for the first time, `on_gone` of each that is up no more.
+    """
 
     def __init__(
         self,
@@ -59,8 +63,11 @@ class Starts:
         self._wish_of, self._weight, self._speculation = wish_of, weight, speculation
         self._known = known or {}
         self._up: dict[str, Start] = {}
+        self._of_version: dict[str, dict[str, Start]] = {}
         self._unused: dict[str, dict[str, Start]] = {}
         self._changed: dict[str, Start] = {}
+        self.on_used: Callable[[Start], None] = lambda _: None
+        self.on_gone: Callable[[Start], None] = lambda _: None
 
     def came(self, up: Up, now: float) -> Start:
         """An instance is launched; or was, before we were here."""
@@ -71,6 +78,7 @@ class Starts:
         else:
             start.told_s = now
         self._up[up.instance] = start
+        self._of_version.setdefault(up.version, {})[up.instance] = start
         if not start.used_s:
             self._unused.setdefault(up.version, {})[up.instance] = start
         self._note(start)
@@ -99,11 +107,13 @@ class Starts:
         start = self._up.pop(up.instance, None)
         if start is None:
             return
-        self._unused.get(up.version, {}).pop(up.instance, None)
-        if not self._unused.get(up.version, True):
-            del self._unused[up.version]
+        for by_version in (self._unused, self._of_version):
+            by_version.get(up.version, {}).pop(up.instance, None)
+            if not by_version.get(up.version, True):
+                del by_version[up.version]
         start.ended_s = now
         self._note(start)
+        self.on_gone(start)
 
     def called(self, version: str, called_s: float, after: str) -> None:
         """A call of this version began: it is the first for those of its instances that were not used yet."""
@@ -111,6 +121,13 @@ class Starts:
             if not start.called_s and called_s >= start.started_s - 60.0:
                 start.called_s = called_s
                 start.after = start.after or after
+
+    def ahead(self, version: str, called_s: float) -> Start | None:
+        """The instance that was started ahead and is used for the first time by a call that came then."""
+        for start in self._of_version.get(version, {}).values():
+            if start.is_ahead and (not start.used_s or start.used_s >= called_s - _SAME_S):
+                return start
+        return None
 
     def forget_known(self, now: float) -> None:
         """Those of an earlier life of ours that no launcher has told of are over."""
@@ -170,6 +187,7 @@ class Starts:
             start.in_time = called_s >= start.ready_s
             self._charge(start, -start.charged, now)
         self._note(start)
+        self.on_used(start)
 
     def _charge(self, start: Start, gpu_s: float, now: float) -> None:
         start.charged += gpu_s

@@ -3,11 +3,14 @@
 Whatever the database does wrong comes out as StoreAway; starts and snapshots may then be written again.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
-from algomesh_broker.platform import SavingsRow, StartRow
+import msgspec
+
+from algomesh_broker.platform import SavingsRow, SparedRow, StartRow
 from algomesh_services.postgres_pool import PostgresPool
 from algomesh_services.prewarmer.migrations import MIGRATIONS
 
@@ -39,10 +42,19 @@ _LATEST_STARTS: Final = (
 )
 _SAVINGS: Final = (
     "SELECT kind, count(*) AS starts, count(*) FILTER (WHERE used_at > 0) AS used, "
-    "coalesce(sum(held_s * gpu), 0) AS held, coalesce(sum(saved_s), 0) AS saved, "
+    "coalesce(sum(held_s * gpu), 0) AS held, "
     "coalesce(sum(gpu * greatest(0, CASE WHEN ended_at > 0 THEN ended_at ELSE $2 END - started_at)) "
     "FILTER (WHERE used_at = 0), 0) AS wasted FROM starts WHERE started_at >= $1 GROUP BY kind"
 )
+_SPARED_NAMES: Final = ", ".join(SparedRow.__struct_fields__)
+_SPARED: Final = f"SELECT {_SPARED_NAMES} FROM spared WHERE at >= $1 ORDER BY at DESC LIMIT $2"  # noqa: S608
+_SPARE: Final = (
+    f"INSERT INTO spared ({_SPARED_NAMES}) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], "  # noqa: S608
+    "$4::text[], $5::text[], $6::double precision[], $7::double precision[], $8::text[], $9::integer[]) "
+    "ON CONFLICT (run) DO NOTHING"
+)
+_MOST_SPARED: Final = 200_000
+_NONE: Final[Mapping[tuple[int, str], tuple[int, float]]] = {}
 _IN_TIME: Final = (
     "SELECT after, algorithm, avg(in_time::integer)::float8 AS share FROM ("
     "SELECT after, algorithm, in_time FROM starts WHERE after <> '' AND used_at > 0 "
@@ -106,8 +118,16 @@ class Store:
 
     # Starts and calls
 
-    async def write(self, starts: Sequence[StoredStart], calls: Mapping[int, tuple[int, int]]) -> None:
-        """Keep these starts, each as it is now; add these calls, and cold ones, to those of their minutes."""
+    async def write(
+        self,
+        starts: Sequence[StoredStart],
+        calls: Mapping[int, tuple[int, int]],
+        spared: Sequence[SparedRow] = (),
+        savings: Mapping[tuple[int, str], tuple[int, float]] = _NONE,
+    ) -> None:
+        """Keep these starts, each as it is now; add these calls, and cold ones, to those of their minutes; so also
+        calls that were `spared` a wait, and their sums by minute and why.
+        """
         async with self._pool.transaction() as session:
             if starts:
                 await session.execute(_UPSERT, *map(list, zip(*starts, strict=True)))
@@ -116,6 +136,14 @@ class Store:
                     "INSERT INTO calls VALUES ($1, $2, $3) ON CONFLICT (minute) DO UPDATE "
                     "SET calls = calls.calls + excluded.calls, cold = calls.cold + excluded.cold",
                     [(minute, *counts) for minute, counts in calls.items()],
+                )
+            if spared:
+                await session.execute(_SPARE, *map(list, zip(*map(msgspec.structs.astuple, spared), strict=True)))
+            if savings:
+                await session.executemany(
+                    "INSERT INTO savings VALUES ($1, $2, $3, $4) ON CONFLICT (minute, why) DO UPDATE "
+                    "SET calls = savings.calls + excluded.calls, seconds = savings.seconds + excluded.seconds",
+                    [(*key, *sums) for key, sums in savings.items()],
                 )
 
     async def up(self) -> list[StoredStart]:
@@ -138,37 +166,58 @@ class Store:
         """By (called before, algorithm): the share of its starts that were done when the call came."""
         return {(row["after"], row["algorithm"]): row["share"] for row in await self._pool.fetch(_IN_TIME)}
 
-    async def savings(self, since: float, now: float) -> SavingsRow:
-        """Sums of starts and calls since then; `now` is the end of those that are up."""
+    async def savings(self, since: float, now: float, most: int = 0) -> SavingsRow:
+        """Sums of starts and calls since then, and the latest calls that were spared a wait, at `most` so many.
+
+        `now` is the end of the instances that are up.
+        """
         rows = await self._pool.fetch(_SAVINGS, since, now)
         calls = await self._pool.fetch(
             "SELECT coalesce(sum(calls), 0)::bigint, coalesce(sum(cold), 0)::bigint FROM calls WHERE minute >= $1",
             int(since // 60),
         )
+        sums = await self._pool.fetch(
+            "SELECT why, sum(calls)::bigint AS calls, sum(seconds) AS seconds FROM savings WHERE minute >= $1 "
+            "GROUP BY why",
+            int(since // 60),
+        )
+        listed = await self._pool.fetch(_SPARED, since, most) if most else []
         return SavingsRow(
             starts={row["kind"]: row["starts"] for row in rows},
             used={row["kind"]: row["used"] for row in rows},
             gpu_s_held=sum(row["held"] for row in rows),
             gpu_s_for_nothing=sum(row["wasted"] for row in rows),
-            saved_s=sum(row["saved"] for row in rows),
+            saved_s=sum(row["seconds"] for row in sums),
             calls=calls[0][0],
             cold_calls=calls[0][1],
+            spared={row["why"]: row["calls"] for row in sums},
+            saved={row["why"]: row["seconds"] for row in sums},
+            rows=[SparedRow(**dict(row.items())) for row in listed],
         )
 
     async def delete_older(self, before: float) -> None:
-        """Forget the starts that ended, and the calls that began, before then (seconds since the epoch)."""
+        """Forget the starts that ended, and the calls that began, before then (seconds since the epoch).
+
+        Of the calls that were spared a wait, no more than the last 200,000 are known one by one.
+        """
         async with self._pool.transaction() as session:
             await session.execute("DELETE FROM starts WHERE started_at < $1 AND ended_at > 0", before)
             await session.execute("DELETE FROM calls WHERE minute < $1", int(before // 60))
+            await session.execute("DELETE FROM savings WHERE minute < $1", int(before // 60))
+            await session.execute(
+                "DELETE FROM spared WHERE at < "
+                "greatest($1, (SELECT at FROM spared ORDER BY at DESC OFFSET $2 LIMIT 1))",
+                before,
+                _MOST_SPARED,
+            )
 
     # Snapshots
 
     async def add_snapshot(self, data: bytes) -> None:
         """Keep a snapshot in a row of its own; the last three, and ten that were damaged."""
+        checksum = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
         async with self._pool.transaction() as session:
-            await session.execute(
-                "INSERT INTO snapshots (checksum, data) VALUES ($1, $2)", hashlib.sha256(data).digest(), data
-            )
+            await session.execute("INSERT INTO snapshots (checksum, data) VALUES ($1, $2)", checksum, data)
             for condition, kept in (("damage = ''", _SNAPSHOTS_KEPT), ("damage <> ''", _DAMAGED_KEPT)):
                 await session.execute(
                     f"DELETE FROM snapshots WHERE {condition} AND number NOT IN "  # noqa: S608  # our own words

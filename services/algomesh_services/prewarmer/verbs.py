@@ -44,8 +44,8 @@ class Verbs:
                     algorithm=edge.callee,
                     probability=edge.probability,
                     delay_s=edge.delay_s,
-                    count=getattr(edge, "count", 0.0),
-                    in_time=in_time.get((edge.caller, edge.callee), 0.0),
+                    count=edge.count,
+                    in_time=in_time.get((edge.caller, edge.callee)),
                 )
                 for edge in edges[:MOST_EDGES]
             ]
@@ -59,4 +59,5 @@ class Verbs:
         return StartRows(starts=await self._store.starts(limit, algorithm[:130]))
 
     async def _savings(self, _: PlatformRequest, body: bytes) -> SavingsRow:
-        return await self._store.savings(unpack(Savings, body).since, self._wall())
+        wanted = unpack(Savings, body)
+        return await self._store.savings(wanted.since, self._wall(), max(0, min(wanted.calls, MOST_ROWS)))

@@ -4,7 +4,7 @@ It answers within the same turn of the loop: a hold is published as soon as the 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -15,8 +15,10 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, BadName, BrokerError
 from algomesh_broker.messages import Holds, Sights
 from algomesh_broker.names import VersionId
+from algomesh_broker.permissions import DIRECTORY_UPDATES
 from algomesh_broker.platform import FetchManifest, MayCall, MayCalled, Options, StoredManifest
 from algomesh_services.asking import Programs
+from algomesh_services.prewarmer import metrics
 from algomesh_services.prewarmer.actions import Action, Hold, Release
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.holding import Wish, Wishes
@@ -24,9 +26,11 @@ from algomesh_services.prewarmer.keeping import Tally
 from algomesh_services.prewarmer.live_fleet import LiveFleet, Up
 from algomesh_services.prewarmer.manifests import Manifests
 from algomesh_services.prewarmer.permits import Permits
+from algomesh_services.prewarmer.placement import Having, Placement
 from algomesh_services.prewarmer.policy import BreakEvenPolicy
 from algomesh_services.prewarmer.shedding import Shedding, is_followed
 from algomesh_services.prewarmer.sightings import Request, Sightings
+from algomesh_services.prewarmer.spared import Began, Help, Spared
 from algomesh_services.prewarmer.speculation import Speculation
 from algomesh_services.prewarmer.starts import Start, Starts
 
@@ -35,26 +39,36 @@ log = structlog.get_logger("algomesh.prewarmer")
 _WHOLE_S: Final = 1.0
 _SETTLE_S: Final = 0.02
 _PATH: Final = "path:"
+_DIRECTORY: Final = DIRECTORY_UPDATES.removesuffix(">")
 _ASK_S: Final = 5.0
 
 
 class Warming:
     """Hears and publishes from `hear` on, as long as `run` runs."""
 
-    def __init__(self, connection: Connection, clock: Clock, latency_value: float, up_before: dict[str, Start]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        clock: Clock,
+        latency_value: float,
+        latency_values: Mapping[str, float],
+        up_before: dict[str, Start],
+    ) -> None:
         self._connection, self._clock = connection, clock
         self._loop = asyncio.get_running_loop()
         self._programs = Programs(connection)
         self.manifests = Manifests(self._fetch_options, self._on_known, latency_value)
-        self._latency_value = latency_value
+        self._latency_value, self._latency_values = latency_value, latency_values
         self.fleet = LiveFleet(clock.now, self.manifests.weight)
         self.policy = BreakEvenPolicy(self.fleet, self._value)
         self.sightings = Sightings(self.policy, self.fleet, clock, self)
-        self.wishes = Wishes(self._may)
+        self.placement = Placement()
+        self.wishes = Wishes(self._may, self._place)
         self.permits = Permits(self._ask_permits, self._on_permits, clock.now)
         self.speculation = Speculation()
         self.starts = Starts(self.wishes.told, self.manifests.weight, self.speculation, up_before)
         self.tally = Tally()
+        self.spared = Spared(self.manifests.options, self._help_of, lambda at_s: int(clock.wall_of(at_s) // 60))
         self.shedding = Shedding(self._loop.time())
         self._settling: asyncio.TimerHandle | None = None
         self._is_flushing = False
@@ -65,6 +79,7 @@ class Warming:
         await self._connection.subscribe(subjects.ALL_MACHINES, self._on_machine)
         await self._connection.subscribe(subjects.ALL_SIGHTS, self._on_sights)
         await self._connection.subscribe(subjects.ALL_DEMAND, self._on_demand)
+        await self._connection.subscribe(DIRECTORY_UPDATES, self._on_entry)
 
     async def run(self) -> None:
         """Say everything once a second, ask what is to be known, for ever."""
@@ -80,14 +95,26 @@ class Warming:
 
     # The books (sightings.Notes)
 
-    def began(self, version: str, called_s: float, count: int, *, is_cold: bool, after: str) -> None:
-        """Calls began."""
-        self.tally.add(count, count if is_cold else 0)
-        self.starts.called(version, called_s, after)
+    def began(self, call: Began) -> None:
+        """A call has begun."""
+        self.tally.add(call.calls, call.calls if call.is_cold else 0)
+        metrics.seen(call)
+        self.spared.began(call)
+        self.starts.called(call.version, call.called_s, call.after)
 
-    def computed(self, caller: str, version: str, took_s: float) -> None:
+    def computed(self, caller: str, version: str, took_s: float, ended_s: float) -> None:
         """Runs took so long."""
+        self.spared.used(version, ended_s)
         self.speculation.computed(caller, took_s * self.manifests.weight(version), self._clock.now())
+
+    def _help_of(self, call: Began) -> Help | None:
+        start = self.starts.ahead(call.version, call.called_s)
+        cold_s = self.fleet.cold_start_s(call.version.rpartition("/")[0])
+        if start is not None:
+            until_s = start.ready_s or (call.called_s + call.waited_s if call.waited_s else start.started_s + cold_s)
+            return Help(start.kind, max(0.0, until_s - start.started_s), start.instance)
+        is_held = self.wishes.is_held(call.version, call.called_s)
+        return Help("kept", cold_s) if is_held and not call.is_cold else None
 
     # Hearing
 
@@ -104,6 +131,7 @@ class Warming:
             self.manifests.options(up.version)
             if up.row.runs_total and up.idle_s is not None:
                 self.sightings.known_before(up.algorithm, up.idle_s)
+                self.spared.used(up.version, up.idle_s)
         for up in changes.told:
             self.starts.told(up, now)
         for start in changes.started:
@@ -136,6 +164,21 @@ class Warming:
         if is_followed(demand.root or demand.run, self.shedding.one_in):
             self._decide(lambda: self.sightings.demanded(version, caller, demand))
 
+    def _on_entry(self, message: Message) -> None:
+        """What is published no longer is held no longer."""
+        headers = message.headers or {}
+        if not message.subject.startswith(_DIRECTORY) or "Nats-Subject" in headers:
+            return  # an answer to somebody's request that was steered here; writes never look like this
+        algorithm = message.subject.removeprefix(_DIRECTORY).replace(".", "/")
+        try:
+            versions = [] if "KV-Operation" in headers else codec.decode_entry(message.data).versions
+        except BadMessage as error:
+            log.warning("message_unreadable", subject=message.subject, error=str(error))
+            return
+        self.manifests.keep_only(algorithm, {f"{algorithm}/{each.version}" for each in versions})
+        self.wishes.look_again([algorithm])
+        self._act([])
+
     def _settle(self) -> None:
         self._settling = None
         self._decide(self.sightings.settle)
@@ -150,6 +193,7 @@ class Warming:
         began = self._loop.time()
         self._act(decide())
         now = self._loop.time()
+        metrics.DECISION_SECONDS.observe(now - began)
         if self.shedding.spent(now - began, now):
             log.info("share_followed_changed", one_in=self.shedding.one_in)
 
@@ -201,9 +245,19 @@ class Warming:
         return (wish.why == "stage" and wish.is_signed) or self.permits.may(wish.callers, wish.algorithm)
 
     def _value(self, algorithm: str, caller: str | None) -> float:
-        del caller
         version = self.fleet.current(algorithm)
-        return self.manifests.latency_value(version) if version else self._latency_value
+        value = self.manifests.latency_value(version) if version else self._latency_value
+        if caller is None or (version and self.manifests.is_off(version)):
+            return value  # an algorithm that is to be left alone is, whoever calls it
+        return self._latency_values.get(caller, value)
+
+    def _place(self, version: str, start_s: float, now: float) -> str:
+        having = (
+            Having(up.launcher, up.ready_s is not None)
+            for up in self.fleet.of(version.rpartition("/")[0])
+            if up.version == version and not up.is_draining
+        )
+        return self.placement.choose(version, self.fleet.launchers, having, start_s, now)
 
     # Publishing
 
