@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 CHECKS := check-format check-lint check-layers check-mypy check-pyright check-unit
 TESTS := test-unit test-rest test-alone
 
-.PHONY: help setup demo demo-video demo-prewarm up test check format bench constraints clean $(CHECKS) $(TESTS)
+.PHONY: help setup demo demo-video demo-prewarm up compose-up compose-key compose-down compose-test test check format bench constraints clean $(CHECKS) $(TESTS)
 
 help: ## say what there is
 	@echo "algomesh: make TARGET, where TARGET is one of"
@@ -32,12 +32,25 @@ demo-prewarm: setup ## four cold services in a row, without and with the pre-war
 up: setup ## run a mesh on this machine until Ctrl-C; ARGS='--port 9000' for options
 	@exec $(BIN)/algomesh up $(ARGS)
 
+compose-up: ## run a mesh in containers, and say how to call it; GPU=1 with the machine's GPUs
+	@exec deploy/compose/up
+
+compose-key: ## print the administrator's key of the mesh in containers
+	@exec deploy/compose/compose exec -T registry cat /var/lib/algomesh/secrets/admin.key
+
+compose-down: ## stop the mesh in containers; its data stay, unless ARGS=-v
+	@exec deploy/compose/compose --profile gpu --profile cli --profile observe down --remove-orphans $(ARGS)
+
+compose-test: setup ## build, run, kill, scale and upgrade the mesh in containers, on the real engine
+	@ALGOMESH_COMPOSE_TEST=1 exec $(BIN)/pytest tests/compose -s -q -x --timeout 840 $(PYTEST)
+
 # REPORTS=DIR keeps pytest's junit files there; PYTEST='-k parked' passes options on.
 test: setup ## all tests: unit tests first, then those with real servers
 	@$(MAKE) --keep-going -j1 $(TESTS)
 
 test-unit: ; @$(BIN)/pytest tests/unit $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
-test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone" -n 2 --dist loadfile $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+# Four beside each other, on two cores too: more than half of their time tests wait. tests/conftest.py says which begin.
+test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
 test-alone: ; @$(BIN)/pytest tests --ignore=tests/unit -m alone $(if $(REPORTS),--junitxml="$(REPORTS)/alone.xml") $(PYTEST)
 
 check: setup ## format, lint, layers, types, unit tests; a failing one does not hide the next

@@ -34,13 +34,12 @@ async def measure(mesh: Mesh) -> dict[str, dict[str, dict[str, float]]]:
         await Connection.open(environment["ALGOMESH_URL"], identity) as reading,
     ):
         host = await _host(reading)
-        shared, stream = ClaimStore(writing, lambda: host), ClaimStore(writing)
-        reader = ClaimStore(reading)
-        return {name: await _of_size(size, times, shared, stream, reader) for name, (size, times) in SIZES.items()}
+        writer, reader = ClaimStore(writing), ClaimStore(reading)
+        return {name: await _of_size(size, times, writer, reader, host) for name, (size, times) in SIZES.items()}
 
 
 async def _of_size(
-    size_bytes: int, times: int, shared: ClaimStore, stream: ClaimStore, reader: ClaimStore
+    size_bytes: int, times: int, writer: ClaimStore, reader: ClaimStore, host: str
 ) -> dict[str, dict[str, float]]:
     data = bytearray(range(256)) * (size_bytes // 256)
     took: dict[str, dict[str, list[float]]] = {way: {"put": [], "get": [], "both": []} for way in _WAYS}
@@ -51,16 +50,16 @@ async def _of_size(
         target[:] = data
         if number:
             took["memcpy"]["both"].append(time.perf_counter() - began)
-        for way, store in zip(_WAYS, (shared, shared, stream), strict=True):
+        for way, place in zip(_WAYS, (host, host, ""), strict=True):
             began = time.perf_counter()
-            claim = await store.put(data, _TTL_S)
+            claim = await writer.put(data, _TTL_S, host=place)
             put_at = time.perf_counter()
             got = memory.read(claim, copy=True) if way.endswith("copied") else await reader.get(claim)
             got[::_PAGE_BYTES].tobytes()
             got_at = time.perf_counter()
             assert len(got) == size_bytes
             del got
-            await store.delete(claim)
+            await writer.delete(claim)
             if number:  # the first round warms
                 for step, seconds in (("put", put_at - began), ("get", got_at - put_at), ("both", got_at - began)):
                     took[way][step].append(seconds)

@@ -33,31 +33,21 @@ _INLINE_BYTES = 2 * 2**20
 class ClaimStore:
     """Puts and gets claims over one connection; one for each connection, closed before it."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        shared_host: Callable[[], str] = lambda: "",
-        *,
-        memory: SharedMemory | None = None,
-    ) -> None:
+    def __init__(self, connection: Connection, *, memory: SharedMemory | None = None) -> None:
         self._stream = ClaimStream(connection)
         self._memory = memory or SharedMemory()
-        self._shared_host = shared_host
 
-    async def put(
-        self, payload: Payload, ttl_s: float, *, host: str | None = None, deadline: float | None = None
-    ) -> Claim:
+    async def put(self, payload: Payload, ttl_s: float, *, host: str = "", deadline: float | None = None) -> Claim:
         """Store a payload, or the pieces of one, for `ttl_s` seconds, and return what stands for it.
 
-        `host` is where every reader lives, nothing if they do not live on one machine, None for what `shared_host`
-        says; `deadline` is a time of the running loop. Raises PayloadTooLarge above 1 GiB, StreamError when the stream
-        is full, Unreachable when the mesh is away or the deadline passes, Forbidden.
+        `host` is where every reader lives, nothing if they do not live on one machine; `deadline` is a time of the
+        running loop. Raises PayloadTooLarge above 1 GiB, StreamError when the stream is full, Unreachable when the
+        mesh is away or the deadline passes, Forbidden.
         """
         whole = _whole(payload)
         if whole is not None and len(whole) > MAX_CLAIM_BYTES:
             raise PayloadTooLarge(len(whole), MAX_CLAIM_BYTES)
         claim_id = self._stream.new_id()
-        host = self._shared_host() if host is None else host
         pieces = _pieces(payload)
         try:
             async with asyncio.timeout_at(deadline):

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
@@ -36,6 +37,8 @@ from algomesh_broker.platform import Lease, Leased, Options, pack, unpack
 from algomesh_broker.route import Route
 from algomesh_broker.server import NatsServer
 from algomesh_services.registry.leases import Leases
+from tests import forked
+from tests.forked import Forked
 from tests.integration import bare_algorithms
 
 FOLDER = Path(__file__).parent
@@ -62,9 +65,10 @@ class BareMesh:
         self._stack = AsyncExitStack()
         self._conductors: dict[Lane, Conductor] = {}
         self._count = self._count_probes = 0
-        self.instances: list[subprocess.Popen[bytes]] = []
+        self.instances: list[Forked | subprocess.Popen[bytes]] = []
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(forked.prepare)
         self.admin = await self.connect("admin")
         await self.make_streams()
         self.lane = await self.open_lane()
@@ -150,7 +154,7 @@ class BareMesh:
         answer = await self.admin.request(f"$JS.API.{verb}", msgspec.json.encode(body))
         assert b'"error"' not in bytes(answer.data), bytes(answer.data)
 
-    def start(self, attribute: str, **options: Any) -> subprocess.Popen[bytes]:
+    def start(self, attribute: str, **options: Any) -> Forked:
         """Start one instance of an algorithm in bare_algorithms.py."""
         algorithm = getattr(bare_algorithms, attribute)
         version: VersionId = algorithm.version_id
@@ -169,16 +173,17 @@ class BareMesh:
             launched_ns=time.monotonic_ns(),
             route_key=ROUTE_KEY,
         )
-        command = [sys.executable, str(FOLDER / "bare_instance.py")]
-        with (self.logs / f"bare-{self._count}.log").open("wb") as log:
-            instance = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        assert instance.stdin is not None
-        instance.stdin.write(pack(record))
-        instance.stdin.close()
+        with (self.logs / f"bare-{self._count}.log").open("wb") as log, tempfile.TemporaryFile() as boot:
+            boot.write(pack(record))
+            boot.seek(0)
+            instance = Forked.start(
+                "tests.integration.bare_instance:main",
+                stdin=boot.fileno(), stdout=log.fileno(), stderr=log.fileno(), environment=dict(os.environ),
+            )  # fmt: skip
         self.instances.append(instance)
         return instance
 
-    async def serve(self, attribute: str, **options: Any) -> subprocess.Popen[bytes]:
+    async def serve(self, attribute: str, **options: Any) -> Forked:
         """Make the algorithm callable and start one instance of it."""
         algorithm = getattr(bare_algorithms, attribute)
         await self.make_consumer(algorithm.version_id)

@@ -1,6 +1,7 @@
 """What tests of the launcher need around it: versions to start, a registry that has them, a caller that parks calls."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import itertools
@@ -24,6 +25,7 @@ from algomesh_broker.names import VersionId
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.launcher import service
 from algomesh_services.launcher.budget import Capacity
+from algomesh_services.launcher.driver import Driver, LaunchFailed
 from algomesh_services.launcher.process_driver import ProcessDriver
 from algomesh_services.launcher.settings import Settings
 from tests.conditions import until
@@ -64,8 +66,18 @@ class Shelf:
         await self._admin.ensure_directory()
         await self._connection.subscribe(subjects.platform_requests("registry"), self._on_request)
 
-    async def publish(self, reference: str, code: str, *, archive: bytes | None = None, **options: Any) -> VersionId:
-        """Put a version there whose entry is `main` in `code`."""
+    async def publish(
+        self,
+        reference: str,
+        code: str,
+        *,
+        archive: bytes | None = None,
+        command: list[str] | None = None,
+        image: str = "",
+        requirements: list[str] | None = None,
+        **options: Any,
+    ) -> VersionId:
+        """Put a version there whose entry is `main` in `code`, or with a command and an archive."""
         version = VersionId.parse(reference)
         head = "from algomesh import algorithm\n"
         if archive is None:
@@ -77,6 +89,9 @@ class Shelf:
             version=str(version.version),
             entry=f"algo_{version.name}:main",
             options=platform.Options(**options),
+            command=command or [],
+            image=image,
+            requirements=requirements or [],
         )
         self._manifests[version] = platform.StoredManifest(manifest=manifest, digest=digest)
         self.archives[digest] = archive
@@ -195,7 +210,10 @@ class Caller:
 class Mesh:
     """A launcher on a nats-server that asks nobody who he is, with a shelf of versions and a caller."""
 
-    def __init__(self, url: str, folder: Path, **options: Any) -> None:
+    def __init__(
+        self, url: str, folder: Path, *, make_driver: Callable[[Settings], Driver] | None = None, **options: Any
+    ) -> None:
+        self._make_driver = make_driver or (lambda _: ProcessDriver(watch_interval_s=0.05))
         capacity = options.pop("capacity", Capacity(max_instances=20, memory_bytes=64 * GIB))
         options.setdefault("stop_s", 1.0)
         self.settings = Settings(nats_url=url, state=folder / "state", capacity=capacity, **options)
@@ -223,11 +241,12 @@ class Mesh:
         """Start the launcher, and wait until it beats."""
         self.stop.clear()
         known = len(self.caller.beats)
-        driver = ProcessDriver(watch_interval_s=0.05)
+        driver = self._make_driver(self.settings)
         self.launcher = asyncio.create_task(service.serve(self.settings, self.stop, driver=driver))
         await until(lambda: len(self.caller.beats) > known or self._failed(), 10)
-        await until_so(self._answers)
-        await driver.warm(frozenset())
+        await until_so(self.answers)
+        with contextlib.suppress(LaunchFailed):  # which a test may want
+            await driver.warm(frozenset())
 
     async def end(self) -> None:
         """Stop the launcher as SIGTERM would."""
@@ -268,7 +287,8 @@ class Mesh:
             self.launcher.result()
         return False
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Whether the launcher does."""
         try:
             await self.ps()
         except AssertionError:

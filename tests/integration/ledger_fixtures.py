@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from algomesh_broker.platform import RunRow, RunRows, Runs
 from algomesh_broker.server import NatsServer
 from algomesh_services.ledger.service import serve
 from algomesh_services.ledger.settings import Settings
-from tests.conditions import until
 from tests.integration.registry_fixtures import ask
+from tests.serving import running
 
 VERSION = VersionId.parse("text/clean/1.0.0")
 _numbers = itertools.count(1)
@@ -45,17 +46,8 @@ class Ledgers:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
         """A ledger, until the block ends."""
-        stopping, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(serve(self.settings, stopping, ready.set))
-        try:
-            await until(lambda: ready.is_set() or task.done(), 20)
-            if task.done():
-                task.result()
+        async with running(partial(serve, self.settings)) as task:
             yield task
-        finally:
-            stopping.set()
-            async with asyncio.timeout(20):
-                await task
 
     def tell(self, *runs: RunEvent, subject: str = "") -> None:
         self.connection.publish(subject or subjects.run_events(VERSION), codec.encode(Events(runs=list(runs))))

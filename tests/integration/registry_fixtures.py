@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from algomesh_services.registry.callout import Callout, Grants
 from algomesh_services.registry.keys import KeyRing
 from algomesh_services.registry.service import serve
 from algomesh_services.registry.settings import Settings
+from tests.serving import running
 
 T = TypeVar("T", bound=Struct)
 ADMIN_KEY = "am_administra_0123456789abcdef0123456789abcdef"
@@ -88,20 +90,8 @@ class Mesh:
     @asynccontextmanager
     async def registry(self) -> AsyncIterator["asyncio.Task[None]"]:
         """A registry, until the block ends."""
-        stopping, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(serve(self.settings, stopping, ready.set))
-        waiting = asyncio.create_task(ready.wait())
-        try:
-            async with asyncio.timeout(20):
-                await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
+        async with running(partial(serve, self.settings)) as task:
             yield task
-        finally:
-            waiting.cancel()
-            stopping.set()
-            async with asyncio.timeout(20):
-                await task
 
 
 @asynccontextmanager

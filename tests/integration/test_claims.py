@@ -59,8 +59,7 @@ def memory() -> Iterator[SharedMemory]:
 
 async def store_of(mesh: Mesh, reference: str, memory: SharedMemory | None = None) -> ClaimStore:
     connection = await mesh.instance(reference, f"host-{reference.split('/')[1]}")
-    host = memory.host(os.geteuid()) if memory else ""
-    return ClaimStore(connection, lambda: host, memory=memory)
+    return ClaimStore(connection, memory=memory)
 
 
 class TestTheStream:
@@ -239,6 +238,10 @@ class TestTheStream:
 
 
 class TestSharedMemory:
+    @pytest.fixture
+    def host(self, memory: SharedMemory) -> str:
+        return memory.host(os.geteuid())
+
     @pytest_asyncio.fixture
     async def writer(self, mesh: Mesh, launcher: JetStreamAdmin, memory: SharedMemory) -> ClaimStore:
         return await store_of(mesh, WRITER, memory)
@@ -248,10 +251,12 @@ class TestSharedMemory:
         return await store_of(mesh, READER, memory)
 
     @pytest.mark.parametrize("size_bytes", SIZES)
-    async def test_gives_back_what_was_put(self, writer: ClaimStore, reader: ClaimStore, size_bytes: int) -> None:
+    async def test_gives_back_what_was_put(
+        self, writer: ClaimStore, host: str, reader: ClaimStore, size_bytes: int
+    ) -> None:
         data = data_of(size_bytes)
 
-        claim = await writer.put(data, 60.0)
+        claim = await writer.put(data, 60.0, host=host)
 
         assert (claim.path != "", claim.host != "", claim.chunks) == (True, True, 0)
         assert bytes(await reader.get(claim)) == data
@@ -260,18 +265,18 @@ class TestSharedMemory:
             (await reader.get(claim))[0:0] = b""
 
     async def test_is_left_for_the_stream_when_it_has_no_room(
-        self, writer: ClaimStore, reader: ClaimStore, monkeypatch: pytest.MonkeyPatch
+        self, writer: ClaimStore, host: str, reader: ClaimStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(claims_shm, "_KEEP_FREE_SHARE", 1.0)
         data = data_of(3 * MIB)
 
-        claim = await writer.put(data, 60.0)
+        claim = await writer.put(data, 60.0, host=host)
 
         assert not claim.path
         assert bytes(await reader.get(claim)) == data
 
     async def test_that_is_full_in_the_middle_is_left_for_the_stream(
-        self, writer: ClaimStore, reader: ClaimStore, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+        self, writer: ClaimStore, host: str, reader: ClaimStore, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         written = 0
         pwrite = os.pwrite
@@ -289,14 +294,16 @@ class TestSharedMemory:
 
         for payload in (data, (data[at : at + 333_333] for at in range(0, len(data), 333_333))):
             written = 0
-            claim = await writer.put(payload, 60.0)
+            claim = await writer.put(payload, 60.0, host=host)
 
             assert not claim.path
             assert bytes(await reader.get(claim)) == data
         assert list(memory._folder(os.geteuid()).iterdir()) == []
 
-    async def test_deletes_what_the_run_no_longer_needs(self, writer: ClaimStore, reader: ClaimStore) -> None:
-        claim = await writer.put(data_of(MIB), 60.0)
+    async def test_deletes_what_the_run_no_longer_needs(
+        self, writer: ClaimStore, host: str, reader: ClaimStore
+    ) -> None:
+        claim = await writer.put(data_of(MIB), 60.0, host=host)
         mapped = await reader.get(claim)
 
         assert await writer.delete(claim) is True
@@ -308,9 +315,9 @@ class TestSharedMemory:
         assert await writer.delete(claim) is False
 
     async def test_does_not_give_what_has_expired_and_sweeps_it(
-        self, writer: ClaimStore, reader: ClaimStore, memory: SharedMemory
+        self, writer: ClaimStore, host: str, reader: ClaimStore, memory: SharedMemory
     ) -> None:
-        claim, stays = await writer.put(b"soon", 0.5), await writer.put(b"later", 600.0)
+        claim, stays = await writer.put(b"soon", 0.5, host=host), await writer.put(b"later", 600.0, host=host)
         expires = expires_at(Path(claim.path).name)
 
         await until(lambda: boot_clock_s() >= expires)
@@ -321,8 +328,10 @@ class TestSharedMemory:
         assert bytes(await reader.get(stays)) == b"later"
         assert memory.sweep(boot_clock_s() + 700) == 1
 
-    async def test_of_another_machine_is_not_looked_for(self, writer: ClaimStore, reader: ClaimStore) -> None:
-        claim = await writer.put(b"data", 60.0)
+    async def test_of_another_machine_is_not_looked_for(
+        self, writer: ClaimStore, host: str, reader: ClaimStore
+    ) -> None:
+        claim = await writer.put(b"data", 60.0, host=host)
         boot, mount, uid = claim.host.split(".")
 
         for host in (f"0-0.{mount}.{uid}", f"{boot}.0-0.{uid}", "", uid):
@@ -330,8 +339,10 @@ class TestSharedMemory:
             with pytest.raises(ClaimGone, match="another machine"):
                 await reader.get(elsewhere)
 
-    async def test_cancelling_a_large_put_leaves_nothing(self, writer: ClaimStore, memory: SharedMemory) -> None:
-        putting = asyncio.create_task(writer.put(bytes(64 * MIB), 60.0))
+    async def test_cancelling_a_large_put_leaves_nothing(
+        self, writer: ClaimStore, host: str, memory: SharedMemory
+    ) -> None:
+        putting = asyncio.create_task(writer.put(bytes(64 * MIB), 60.0, host=host))
         await until(lambda: any(memory._folder(os.geteuid()).iterdir()))
 
         putting.cancel()

@@ -47,9 +47,9 @@ async def test_a_sender_learns_from_the_beats_that_memory_is_shared(mesh: Mesh) 
     hosts = LauncherHosts()
     for _, beat in mesh.caller.beats:
         hosts.on_beat(beat, time.monotonic())
-    store = ClaimStore(mesh.connection, lambda: hosts.shared(time.monotonic()))
+    store = ClaimStore(mesh.connection)
 
-    claim = await store.put(bytes(2**20), 60.0)
+    claim = await store.put(bytes(2**20), 60.0, host=hosts.shared(time.monotonic()))
 
     assert SharedMemory().is_here(claim.host)
     assert bytes(await store.get(claim)) == bytes(2**20)
@@ -58,10 +58,10 @@ async def test_a_sender_learns_from_the_beats_that_memory_is_shared(mesh: Mesh) 
 
 async def test_what_has_expired_is_swept_and_the_rest_stays(mesh: Mesh) -> None:
     host = mesh.caller.beats[-1][1].host
-    store = ClaimStore(mesh.connection, lambda: host)
-    stays = await store.put(b"later", 60.0)
+    store = ClaimStore(mesh.connection)
+    stays = await store.put(b"later", 60.0, host=host)
 
-    claim = await store.put(b"soon", 0.1)
+    claim = await store.put(b"soon", 0.1, host=host)
 
     await until(lambda: not Path(claim.path).exists(), 10)
     assert bytes(await store.get(stays)) == b"later"

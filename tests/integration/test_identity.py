@@ -16,7 +16,7 @@ from algomesh_broker.streams import JetStreamAdmin
 from tests.conditions import until
 from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, Refusals, eventually, publish, running_mesh
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = [pytest.mark.integration, pytest.mark.alone]  # every refusal has its 50 ms
 
 CLEAN, LOWER, SECRET = (VersionId.parse(f"{name}/1.0.0") for name in ("text/clean", "text/lower", "bank/secret"))
 REFUSED_WITHIN_S = 0.05

@@ -17,7 +17,7 @@ from tests.conditions import until
 from tests.integration import bare_algorithms
 from tests.integration.bare import BareMesh
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
 
 @pytest_asyncio.fixture
@@ -97,7 +97,7 @@ async def test_a_drained_instance_loses_nothing(mesh: BareMesh, tmp_path: Path) 
 async def test_a_run_whose_instance_is_killed_is_run_by_another(mesh: BareMesh, tmp_path: Path) -> None:
     file = tmp_path / "runs"
     first = await mesh.serve("once")
-    job = {"file": str(file), "name": "n", "seconds": "0.5"}
+    job = {"file": str(file), "name": "n", "seconds": "1.5"}
     calling = asyncio.create_task(mesh.call("once", job))
     await until(lambda: lines_of(file))
 

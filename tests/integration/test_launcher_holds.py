@@ -24,6 +24,7 @@ from tests.conditions import until
 from tests.integration.launcher_mesh import GIB, Mesh, pack_archive
 from tests.integration.played_prewarmer import PlayedPrewarmer, playing
 from tests.integration.registry_fixtures import publish, running_mesh
+from tests.serving import running
 
 pytestmark = pytest.mark.integration
 
@@ -307,15 +308,11 @@ async def test_a_launcher_that_stops_tells_that_nothing_is_left(mesh: Mesh, prew
 
 async def test_the_permissions_of_both_let_holds_and_machines_pass(tmp_path: Path, postgres: str) -> None:
     async with running_mesh(tmp_path, postgres) as mesh:
-        stopping, is_up = asyncio.Event(), asyncio.Event()
         capacity = Capacity(max_instances=20, memory_bytes=64 * GIB)
         settings = Settings(nats_url=mesh.url, state=mesh.settings.state, capacity=capacity)
-        serving = asyncio.create_task(service.serve(settings, stopping, on_ready=is_up.set))
-        await until(lambda: is_up.is_set() or serving.done(), 30)
-        archive = pack_archive({"algo_echo.py": "from algomesh import algorithm\n" + ECHO.format("echo")})
-        await publish(await mesh.admin(), "demo/echo/1.0.0", data=archive, entry="algo_echo:main")
-        async with playing(await mesh.program("prewarmer")) as prewarmer:
-            prewarmer.hold(echo := VersionId.parse("demo/echo/1.0.0"), EVERY_12_S)
-            await until(lambda: prewarmer.ready(echo), 20)
-        stopping.set()
-        await serving
+        async with running(lambda stopping, ready: service.serve(settings, stopping, on_ready=ready), 30):
+            archive = pack_archive({"algo_echo.py": "from algomesh import algorithm\n" + ECHO.format("echo")})
+            await publish(await mesh.admin(), "demo/echo/1.0.0", data=archive, entry="algo_echo:main")
+            async with playing(await mesh.program("prewarmer")) as prewarmer:
+                prewarmer.hold(echo := VersionId.parse("demo/echo/1.0.0"), EVERY_12_S)
+                await until(lambda: prewarmer.ready(echo), 20)

@@ -25,6 +25,7 @@ from algomesh_services.launcher.settings import Settings
 from tests.conditions import is_alive, until
 from tests.integration.launcher_mesh import GIB, pack_archive
 from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, ask, publish, running_mesh
+from tests.serving import running
 
 pytestmark = pytest.mark.integration
 
@@ -69,14 +70,8 @@ def settings_of(mesh: Mesh) -> Settings:
 
 @asynccontextmanager
 async def launcher(mesh: Mesh) -> AsyncIterator[None]:
-    stopping, ready = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(service.serve(settings_of(mesh), stopping, on_ready=ready.set))
-    try:
-        await until(lambda: ready.is_set() or task.done(), 30)
+    async with running(lambda stopping, ready: service.serve(settings_of(mesh), stopping, on_ready=ready), 30):
         yield
-    finally:
-        stopping.set()
-        await task
 
 
 @pytest_asyncio.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from algomesh_broker.names import VersionId
 from algomesh_broker.platform import RunRows, Runs
 from algomesh_services.ledger.service import serve
 from algomesh_services.ledger.settings import Settings
-from tests.conditions import until
 from tests.integration.ledger_fixtures import VERSION, run_event
 from tests.integration.registry_fixtures import Mesh, Refusals, ask, running_mesh
+from tests.serving import running
 
 pytestmark = pytest.mark.integration
 
@@ -25,15 +26,9 @@ pytestmark = pytest.mark.integration
 async def mesh(tmp_path: Path, postgres: str) -> AsyncIterator[Mesh]:
     async with running_mesh(tmp_path, postgres) as there:
         settings = Settings(nats=there.url, postgres=postgres, state=there.settings.state)
-        stopping, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(serve(settings, stopping, ready.set))
-        try:
-            await until(lambda: ready.is_set() or task.done(), 20)
+        async with running(partial(serve, settings)):
             await there.publish(await there.admin(), str(VERSION))
             yield there
-        finally:
-            stopping.set()
-            await task
 
 
 async def states(mesh: Mesh) -> dict[str, str]:

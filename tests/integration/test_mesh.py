@@ -25,7 +25,7 @@ from algomesh_broker.names import VersionId
 from tests.conditions import is_alive, until
 from tests.integration.up_fixtures import Up
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
 KEY = "YOUR_API_KEY"
 SEED = """

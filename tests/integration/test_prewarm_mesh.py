@@ -3,6 +3,8 @@
 What is compared is measured here, in the same minute; where it is time, the best of three rounds counts.
 """
 
+import itertools
+import json
 import os
 import signal
 import time
@@ -16,11 +18,11 @@ from tests.conditions import until
 from tests.integration.prewarm_chain import Beat, Mesh, mesh_of, names_of, pipeline_of, publish_chain
 from tests.integration.up_fixtures import Up
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = [pytest.mark.integration, pytest.mark.alone]  # starts are timed against each other
 
 ROUNDS = 3
 NEW = ("new-a", "new-b", "new-c")
-IDLE_S = 1.0
+IDLE_S = 0.75
 PERIOD_S = 6 * IDLE_S
 PERIODS = 10
 CHECKED = 3
@@ -108,6 +110,19 @@ async def test_calls_at_a_steady_period_meet_no_cold_start_and_hold_little(up: U
     assert found.calls == CHECKED
     assert found.cold_starts == 0
     assert found.share < 0.25
+
+
+def test_the_graph_leads_from_stage_to_stage_and_calls_were_spared_their_waits(up: Up) -> None:
+    edges = {(edge["caller_of"], edge["algorithm"]): edge for edge in json.loads(up.run("graph", "--json").stdout)}
+    savings = json.loads(up.run("prewarm", "savings", "--json").stdout)[0]
+    calls = json.loads(up.run("prewarm", "savings", "--calls", "1000", "--json").stdout)
+
+    for pair in itertools.pairwise(names_of("beat")):
+        assert edges[pair]["probability"] > 0.9
+        assert edges[pair]["count"] > 1
+    assert {call["algorithm"] for call in calls} >= set(names_of("beat"))
+    assert sum(savings["spared"].values()) >= len(calls) > 0
+    assert savings["saved_s"] == pytest.approx(sum(call["seconds"] * call["count"] for call in calls), rel=0.01)
 
 
 async def test_without_the_pre_warmer_instances_stay_for_their_idle_time(up: Up) -> None:

@@ -24,7 +24,7 @@ from algomesh_services.local.postgres import Postgres
 from algomesh_services.local.supervisor import Child, Supervisor
 from tests.conditions import is_alive, processes_with, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEP = "import time; time.sleep(60)"
@@ -79,6 +79,7 @@ async def test_they_stop_in_reverse_order(tmp_path: Path) -> None:
     assert stopped.read_text() == "cba"
 
 
+@pytest.mark.alone  # two seconds
 async def test_both_servers_come_back_within_a_second_at_the_same_address(tmp_path: Path) -> None:
     server, postgres = servers_in(tmp_path)
     async with Supervisor([server, postgres]) as supervisor:
@@ -167,6 +168,7 @@ async def test_an_error_of_the_database_comes_through_as_it_is(tmp_path: Path) -
         await Supervisor([postgres]).start()
 
 
+@pytest.mark.alone  # half a second more than they are given
 async def test_children_that_ignore_every_signal_are_gone_in_time(tmp_path: Path) -> None:
     code = (
         "import signal, sys, time\n"
@@ -302,6 +304,7 @@ async def test_an_orphan_of_a_child_that_died_is_killed(tmp_path: Path) -> None:
         assert up.processes() == []
 
 
+@pytest.mark.alone  # two seconds
 async def test_a_killed_supervisor_takes_its_children_along(tmp_path: Path) -> None:
     async with Up(tmp_path) as up:
         children = [*up.pids.values()]

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from algomesh_services.local.running import RunningMesh
 from tests.conditions import is_alive, until
 from tests.integration.up_fixtures import COMMAND, SHOUT, Up, alive, environment, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
+KEY = "the administrators own key"
 NASTY = """
 import os, signal, time
 from algomesh import algorithm
@@ -44,12 +46,18 @@ def nasty(text: str) -> str:
 """
 
 
-async def test_it_says_in_one_line_where_it_is_and_what_runs(tmp_path: Path) -> None:
-    with Up(tmp_path / "state") as up:
+@pytest.fixture(scope="class")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with Up(tmp_path_factory.mktemp("up") / "state", "--key", KEY) as up:
+        yield up
+
+
+class TestWhileItRuns:
+    def test_it_says_in_one_line_where_it_is_and_what_runs(self, up: Up) -> None:
         said = up.said
 
-        assert set(said) == {"gateway", "nats", "key", "state", "pids"}
-        assert said["state"] == str(tmp_path / "state")
+        assert set(said) == {"gateway", "nats", "key", "state", "pids", "metrics"}
+        assert said["state"] == str(up.state)
         assert set(said["pids"]) == {
             "up", "nats-server", "postgres", "registry", "ledger", "prewarmer", "launcher", "gateway",
         }  # fmt: skip
@@ -60,19 +68,10 @@ async def test_it_says_in_one_line_where_it_is_and_what_runs(tmp_path: Path) -> 
         assert running is not None
         assert (running.gateway, running.nats, running.pid) == (said["gateway"], said["nats"], up.process.pid)
 
-        up.stop()
-        assert up.process.returncode == 0
-        assert up.process.stdout is not None
-        assert up.process.stdout.read() == ""
-        assert RunningMesh.find(up.state) is None
-
-
-async def test_no_secret_is_in_a_command_line_an_environment_or_a_log(tmp_path: Path) -> None:
-    key = "the administrators own key"
-    with Up(tmp_path / "state", "--key", key) as up:
-        assert up.said["key"] == key
+    def test_no_secret_is_in_a_command_line_an_environment_or_a_log(self, up: Up) -> None:
+        assert up.said["key"] == KEY
         assert up.run("ls").returncode == 0
-        secrets = [key.encode(), (up.state / "postgres" / "passfile").read_bytes().strip().rpartition(b":")[2]]
+        secrets = [KEY.encode(), (up.state / "postgres" / "passfile").read_bytes().strip().rpartition(b":")[2]]
         secrets += [path.read_bytes().strip() for path in (up.state / "secrets").glob("*.nk")]
         assert len(secrets) > 6
 
@@ -89,22 +88,7 @@ async def test_no_secret_is_in_a_command_line_an_environment_or_a_log(tmp_path: 
         private = [up.state / "secrets" / "admin.key", up.state / "run" / "mesh.json"]
         assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o600, 0o600]
 
-
-async def test_the_address_and_what_was_published_outlive_it_and_the_key_stays(tmp_path: Path) -> None:
-    (tmp_path / "shout.py").write_text(SHOUT)
-    with Up(tmp_path / "state") as up:
-        assert up.run("publish", str(tmp_path / "shout.py")).returncode == 0
-        before = up.said
-
-    with Up(tmp_path / "state") as up:
-        assert (up.said["nats"], up.said["key"]) == (before["nats"], before["key"])
-        result = up.run("call", "me/shout", "still here")
-
-        assert result.stdout == "STILL HERE\n", result.stderr
-
-
-async def test_a_second_one_on_the_same_state_says_so_and_changes_nothing(tmp_path: Path) -> None:
-    with Up(tmp_path / "state") as up:
+    def test_a_second_one_on_the_same_state_says_so_and_changes_nothing(self, up: Up) -> None:
         second = run("up", "--port", "0", "--state", str(up.state), "--key", "another key")
 
         assert second.returncode == 1
@@ -113,6 +97,25 @@ async def test_a_second_one_on_the_same_state_says_so_and_changes_nothing(tmp_pa
         assert "already uses" in second.stderr
         assert (up.state / "secrets" / "admin.key").read_text().strip() == up.said["key"]
         assert up.run("ls").returncode == 0
+
+
+async def test_the_address_and_what_was_published_outlive_it_and_the_key_stays(tmp_path: Path) -> None:
+    (tmp_path / "shout.py").write_text(SHOUT)
+    with Up(tmp_path / "state") as up:
+        assert up.run("publish", str(tmp_path / "shout.py")).returncode == 0
+        before = up.said
+
+        up.stop()
+        assert up.process.returncode == 0
+        assert up.process.stdout is not None
+        assert up.process.stdout.read() == ""
+        assert RunningMesh.find(up.state) is None
+
+    with Up(tmp_path / "state") as up:
+        assert (up.said["nats"], up.said["key"]) == (before["nats"], before["key"])
+        result = up.run("call", "me/shout", "still here")
+
+        assert result.stdout == "STILL HERE\n", result.stderr
 
 
 async def test_every_program_that_is_killed_is_back_at_its_address_and_calls_go_on(tmp_path: Path) -> None:
@@ -142,6 +145,7 @@ async def test_every_program_that_is_killed_is_back_at_its_address_and_calls_go_
         await until(answers_http, 20)
 
 
+@pytest.mark.alone  # two seconds
 async def test_a_call_is_answered_within_two_seconds_of_the_death_of_nats_server(tmp_path: Path) -> None:
     (tmp_path / "shout.py").write_text(SHOUT)
     with Up(tmp_path / "state") as up:
@@ -159,6 +163,7 @@ async def test_a_call_is_answered_within_two_seconds_of_the_death_of_nats_server
             assert time.monotonic() - began < 2.0
 
 
+@pytest.mark.alone  # five seconds
 async def test_ctrl_c_stops_everything_in_five_seconds_whatever_an_algorithm_does(tmp_path: Path) -> None:
     with Up(tmp_path / "state") as up:
         await _start_nasty(up, tmp_path)
