@@ -1,15 +1,17 @@
 """What a launcher tells an instance at its start, and how an instance says that its start failed.
 
-The record is msgpack (`platform.pack`, `platform.unpack`), passes through memory only, and is secret: it holds the
-instance's token. An instance whose start fails writes `failure_line` as the last line of its log and ends with one
-of the exit codes below; the launcher reads both.
+The record is msgpack (`platform.pack`, `platform.unpack`), or a line of JSON for what does not run our code from its
+first moment. It passes through memory only, and is secret: it holds the instance's token. An instance whose start
+fails writes `failure_line` as the last line of its log and ends with one of the exit codes below; the launcher reads
+both.
 """
 
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 from msgspec import Struct
 
+from algomesh_broker.errors import BadMessage
 from algomesh_broker.platform import Options
 
 LOAD_FAILED_CODE: Final = 71
@@ -25,6 +27,7 @@ class Boot(Struct, frozen=True, kw_only=True):
     `folder` is the unpacked archive and `entry` is `module:attribute` in it. `launched_ns` is CLOCK_MONOTONIC when it
     was launched, `reason` why, `note` what it should know of its place (no GPU here, say). `threads` is how many
     threads a mathematical library may use. `route_key` is the registry's public nkey, which signs route tokens.
+    A program in another language has its `command` instead of an entry (`as_line` is what it reads).
     """
 
     instance: str
@@ -42,6 +45,19 @@ class Boot(Struct, frozen=True, kw_only=True):
     note: str = ""
     threads: int = 1
     route_key: str = ""
+    command: list[str] = []
+
+    def as_line(self) -> bytes:
+        """The record as one line of JSON: what a program in another language, or in a container, reads from stdin."""
+        return msgspec.json.encode(self) + b"\n"
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Self:
+        """The record that `as_line` made. Raises BadMessage."""
+        try:
+            return msgspec.json.decode(line, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(f"not a boot record: {error}") from error
 
 
 class StartFailure(Struct, frozen=True, kw_only=True):

@@ -106,13 +106,17 @@ def check_instance(text: str) -> str:
 
 
 class InstanceClaims(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """What a launcher says of an instance it starts; `expires` is seconds since the epoch."""
+    """What a launcher says of an instance it starts; `expires` is seconds since the epoch.
+
+    `by` is the key (`k~…`) that attached the instance, where no launcher started it; the registry says that then.
+    """
 
     owner: str
     name: str
     version: str
     instance: str
     expires: float
+    by: str = ""
 
     @property
     def version_id(self) -> VersionId:
@@ -125,7 +129,13 @@ _decode_claims = msgspec.msgpack.Decoder(InstanceClaims).decode
 
 
 def sign_instance_token(
-    version: VersionId, instance: str, seed: bytes, *, lifetime_s: float = 30 * 86400.0, now: float | None = None
+    version: VersionId,
+    instance: str,
+    seed: bytes,
+    *,
+    by: str = "",
+    lifetime_s: float = 30 * 86400.0,
+    now: float | None = None,
 ) -> str:
     """The token with which `instance` of `version` connects; `seed` is the launcher's nkey.
 
@@ -139,6 +149,7 @@ def sign_instance_token(
         version=str(version.version),
         instance=check_instance(instance),
         expires=(time.time() if now is None else now) + lifetime_s,
+        by=by,
     )
     body = _encode_claims(claims)
     signature = nkeys.from_seed(bytearray(seed)).sign(_signed(body))

@@ -28,7 +28,7 @@ DIRECTORY_GET = f"$JS.API.DIRECT.GET.{DIRECTORY_STREAM}"
 DIRECTORY_UPDATES = f"$KV.{subjects.DIRECTORY_BUCKET}.>"
 AUTH_REQUESTS = "$SYS.REQ.USER.AUTH"
 _FORM = "a scope is 'call:PATTERN', 'publish:PATTERN', 'observe' or 'admin'; a pattern is owner/name, owner/* or *"
-_PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest", "alias-set")), ("launcher", ("stop", "logs")))
+_PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest", "attach", "alias-set")), ("launcher", ("stop", "logs")))
 _OBSERVERS_ASK = (
     ("registry", ("manifest",)),
     ("launcher", ("ps", "logs")),
@@ -234,8 +234,11 @@ def _prewarmer() -> Permissions:
 
 
 def _ledger() -> Permissions:
-    # It hears of deaths, so that a run whose instance and sender are both gone gets its end.
-    return _made(["reply.platform.ledger.>"], [*_serves("ledger"), subjects.ALL_FLEET])
+    # It hears of deaths, so that a run whose instance and sender are both gone gets its end, and asks how many GPUs a
+    # version takes, for its metrics.
+    caller = caller_of_program("ledger")
+    publish = ["reply.platform.ledger.>", f"platform.registry.manifest.*.*.{caller}"]
+    return _made(publish, [*_serves("ledger"), subjects.ALL_FLEET, f"reply.*.*.{caller}.>"])
 
 
 def _gateway() -> Permissions:
@@ -264,6 +267,7 @@ _STORES = {
         subjects.PARKED_STREAM,
         [
             *_consumers(subjects.PARKED_STREAM),
+            f"$JS.API.STREAM.MSG.GET.{subjects.PARKED_STREAM}",  # since when the oldest waits
             *_keeps(subjects.CLAIMS_STREAM),
             *_keeps(subjects.CACHE_STREAM),
         ],

@@ -6,6 +6,7 @@ Every request that can be read is answered; one that cannot is logged, since nob
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
@@ -15,6 +16,7 @@ from algomesh_broker import codec, subjects
 from algomesh_broker.connection import Connection, Message, Subscription
 from algomesh_broker.errors import BadMessage, BrokerError
 from algomesh_broker.messages import Answer, Ask
+from algomesh_broker.metrics import REQUEST_SECONDS
 from algomesh_broker.names import is_token
 from algomesh_broker.platform import pack
 from algomesh_broker.subjects import PlatformRequest
@@ -92,6 +94,7 @@ class RequestServer:
         task.add_done_callback(self._running.discard)
 
     async def _serve_one(self, request: PlatformRequest, ask: Ask) -> None:
+        began = time.perf_counter()
         try:
             handler = self._handlers.get(request.verb)
             if handler is None:
@@ -107,6 +110,8 @@ class RequestServer:
             self._log.exception("request_failed", verb=request.verb, algorithm=request.algorithm)
             sentence = f"the {self._program} failed at this request; its log says why"
             answer = Answer(code=self._failed_code, message=sentence)
+        verb = request.verb if request.verb in self._handlers else "unknown"
+        REQUEST_SECONDS.observe(time.perf_counter() - began, verb, answer.code or "ok")
         self._answer(request, ask, answer)
 
     def _answer(self, request: PlatformRequest, ask: Ask, answer: Answer) -> None:

@@ -169,11 +169,13 @@ class Route:
         return sender if step == HEAD else self.places[step].version.caller
 
     def may_act(self, step: int, caller: str, sender: str) -> bool:
-        """Whether `caller` acts at `step`, or before it and has found the results of all between in the cache.
+        """Whether `caller` acts at `step`, or in its place.
 
-        A step whose results are kept may be left out by whoever would have handed over to it, and so on.
+        The sender of the whole may, since every step is his to call: he goes on where an instance has answered him that
+        cannot join what fans out after it. A step whose results are kept may be left out by whoever would have handed
+        over to it, and so on.
         """
-        while self.caller_of(step, sender) != caller:
+        while caller not in (sender, self.caller_of(step, sender)):
             if step == HEAD or not self.places[step].step.cache_s:
                 return False
             step = self.places[step].forwarder

@@ -13,6 +13,7 @@ answer are all there is to it, and importing nats-py would cost every program ha
 
 import asyncio
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Self
 
 import msgspec
@@ -187,6 +188,17 @@ class JetStreamAdmin:
             subjects.PARKED_STREAM, subjects.ALL_PARKED if version is None else subjects.parked_of(version)
         )
 
+    async def oldest_parked(self, version: VersionId) -> float | None:
+        """When the oldest of this version's parked calls came, in seconds since the epoch; None when there is none."""
+        request = {"seq": 1, "next_by_subj": subjects.parked_of(version)}
+        try:
+            answer = await self._ask(f"STREAM.MSG.GET.{subjects.PARKED_STREAM}", request)
+        except StreamError as error:
+            if error.err_code != _NO_MESSAGE:
+                raise
+            return None
+        return datetime.fromisoformat(answer["message"]["time"]).timestamp()
+
     async def purge(self, stream: str, subject: str) -> int:
         """Remove the messages under `subject` (wildcards allowed), and say how many they were."""
         answer = await self._ask(f"STREAM.PURGE.{stream}", {"filter": subject})
@@ -296,5 +308,5 @@ class JetStreamAdmin:
         return answer
 
 
-_NO_STREAM, _NO_CONSUMER = 10059, 10014
+_NO_STREAM, _NO_CONSUMER, _NO_MESSAGE = 10059, 10014, 10037
 _NO_ROOM = (10028, 10047)  # of memory and of disk, in the account or on the server

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 from typing import Final, NamedTuple
 
@@ -19,7 +20,10 @@ class Archive(NamedTuple):
 
 
 def pack(project: Project) -> Archive:
-    """Pack the project's files, sorted, without times, owners or permissions. Raises BadProject."""
+    """Pack the project's files, sorted, without times, owners or permissions (but for what is a program).
+
+    Raises BadProject.
+    """
     try:
         total = sum((project.folder / file).stat().st_size for file in project.files)
     except OSError as error:
@@ -37,7 +41,8 @@ def pack(project: Project) -> Archive:
                 raise BadProject(f"{file} cannot be read: {error}") from error
             member = tarfile.TarInfo(file.as_posix())
             member.size = len(data)
-            member.mode = 0o644
+            is_program = project.keeps_modes and os.access(project.folder / file, os.X_OK)
+            member.mode = 0o755 if is_program else 0o644
             try:
                 tar.addfile(member, io.BytesIO(data))
             except ValueError as error:

@@ -42,7 +42,7 @@ class Trip(Struct, frozen=True):
 
     `agent` is the step that sends: HEAD for the sender of the whole, else the step of the joining instance.
     `is_near` says whether who reads the end of it may be on this machine. `allowance` counts what a run begins; None
-    for who sends from outside.
+    for who sends from outside. `traceparent` is that of the run it is for.
     """
 
     granted: Granted | None
@@ -55,6 +55,7 @@ class Trip(Struct, frozen=True):
     allowance: Allowance | None = None
     agent: int = HEAD
     is_near: bool = True
+    traceparent: str = ""
 
 
 class Tally(Struct, eq=False):
@@ -216,14 +217,19 @@ class Conductor:
                     at = after
                     continue
                 at = after
-                parts = PartStream(self._lane, await self._budgeted(trip, at, content, run))
+                order = await self._budgeted(trip, at, content, run)
+                parts = PartStream(self._lane, order, lambda result: _after(trip, result) == END)
                 async with aclosing(parts.parts()) as coming:
                     async for part in coming:
                         yield part
                 assert parts.result is not None
                 assert parts.pending is not None
-                tally.add(parts.result, parts.pending)
-                return
+                result = parts.result
+                tally.add(result, parts.pending)
+                if (at := _after(trip, result)) == END:
+                    return
+                content = Content(result.content_type, result.detail, result.payload)
+                continue
             content = await self.join(trip, at, content, tally)
             if step.next == END:
                 yield content
@@ -327,7 +333,9 @@ class Conductor:
             order = await self._budgeted(trip, at, content, run)
         result, pending = await self._lane.call(order)
         tally.add(result, pending)
-        return Content(result.content_type, result.detail, result.payload)
+        output = Content(result.content_type, result.detail, result.payload)
+        after = _after(trip, result)
+        return output if after == END else await self.run(trip, after, output, tally)
 
     async def _budgeted(self, trip: Trip, at: int, content: Content, run: str) -> Order:
         """The order, once its runs have been counted. Raises BudgetExceeded."""
@@ -348,7 +356,7 @@ class Conductor:
             trip.root_caller,
             trip.depth,
             budget,
-            traceparent(root, run),
+            traceparent(root, run, trip.traceparent),
             chain,
             b"" if granted is None else granted.token,
             ANYWHERE if granted is None else at,
@@ -402,6 +410,23 @@ async def _end(tasks: Iterable[asyncio.Task[Content]]) -> None:
             task.exception()  # looked at: of several failures only the first is told
     if left:
         await asyncio.gather(*left, return_exceptions=True)
+
+
+def _after(trip: Trip, result: messages.Result) -> int:
+    """Where to go on, where an instance could not join what fans out after its step (docs/protocol.md); else END.
+
+    Only the sender of the whole may go on; raises AlgorithmError for who joins a branch in mid-chain.
+    """
+    place = trip.route.places.get(result.at)
+    if result.parts != messages.NOT_JOINED or place is None:
+        return END
+    if trip.agent != HEAD:
+        raise errors.AlgorithmError(
+            "it cannot join what fans out after it, nor can who joins the branch that it is in; "
+            "put a stage in Python after it",
+            stage=str(place.version),
+        )
+    return place.next
 
 
 def _label(route: Route, step: AllStep, number: int) -> str:

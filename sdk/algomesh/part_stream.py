@@ -6,7 +6,7 @@ is not sent again: what yields twice would yield twice to the reader.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from msgspec.structs import replace
@@ -22,12 +22,15 @@ WINDOW: Final = 16
 
 
 class PartStream:
-    """One call that wants parts. `result` and `pending` are there when the parts have ended."""
+    """One call that wants parts. `result` and `pending` are there when the parts have ended.
 
-    def __init__(self, lane: Lane, order: Order) -> None:
+    `is_last` says whether a result is the output of the whole, or something to go on with, which is no part of it.
+    """
+
+    def __init__(self, lane: Lane, order: Order, is_last: Callable[[messages.Result], bool] = lambda _: True) -> None:
         self.result: messages.Result | None = None
         self.pending: Pending | None = None
-        self._lane = lane
+        self._lane, self._is_last = lane, is_last
         self._order = replace(order, credit=WINDOW, on_part=self._take)
         self._parts: deque[messages.Part] = deque()
         self._some = asyncio.Event()
@@ -57,7 +60,7 @@ class PartStream:
             self.result, self.pending = await calling
             if 0 <= self.result.parts != taken:
                 raise _lost(taken, str(self._order.version))
-            if self.result.parts < 0:
+            if self.result.parts < 0 and self._is_last(self.result):
                 yield Content(self.result.content_type, self.result.detail, self.result.payload)
         finally:
             if not calling.done():

@@ -26,12 +26,13 @@ _MOST_FILES: Final = 10_000
 
 
 class Project(NamedTuple):
-    """What to pack and what to import: `files` are paths below `folder`."""
+    """What to pack and what to import: `files` are paths below `folder`; `keeps_modes`: some may be programs to run."""
 
     folder: Path
     files: list[Path]
     modules: list[str]
     requirements: list[str]
+    keeps_modes: bool = False
 
 
 def read_project(path: str | Path) -> Project:
@@ -55,7 +56,7 @@ def _read_file(file: Path) -> Project:
 def _read_folder(folder: Path) -> Project:
     settings, requirements = _read_pyproject(folder / "pyproject.toml")
     exclude = [*_STAY_AT_HOME, *_texts(settings, "exclude")]
-    files = sorted(_walk(folder, folder, exclude))
+    files = sorted(walk(folder, folder, exclude))
     modules = _texts(settings, "modules")
     for module in modules:
         if not ((folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()):
@@ -68,7 +69,8 @@ def _read_folder(folder: Path) -> Project:
     if not modules:
         raise BadProject(
             f"{folder.name} has no algorithm in it: no top-level .py file uses @algorithm, or names a pipeline. "
-            'Write one, or name its module in pyproject.toml: [tool.algomesh] modules = ["my_module"]'
+            'Write one, or name its module in pyproject.toml: [tool.algomesh] modules = ["my_module"]; '
+            "what is not Python describes itself in algomesh.toml"
         )
     return Project(folder, files, modules, requirements)
 
@@ -117,7 +119,8 @@ def _texts(settings: dict[str, Any], key: str) -> list[str]:
     return value
 
 
-def _walk(folder: Path, top: Path, exclude: list[str], count: int = 0) -> Iterator[Path]:
+def walk(folder: Path, top: Path, exclude: list[str], count: int = 0) -> Iterator[Path]:
+    """The files below `folder`, as paths below `top`, without what matches `exclude`. Raises BadProject."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -129,7 +132,7 @@ def _walk(folder: Path, top: Path, exclude: list[str], count: int = 0) -> Iterat
         if entry.is_symlink() and not entry.resolve().is_relative_to(top):
             raise BadProject(f"{inside} is a link that leads out of the project; copy what it points to, or exclude it")
         if entry.is_dir():
-            yield from _walk(entry, top, exclude, count)
+            yield from walk(entry, top, exclude, count)
         elif entry.is_file():
             count += 1
             if count > _MOST_FILES:

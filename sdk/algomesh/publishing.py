@@ -1,6 +1,7 @@
 """Publishing a project: what holds a folder's algorithms is packed once, and each of them made callable.
 
-A named pipeline has no archive: its JSON form is all there is to it. It may also come as a .json file.
+A named pipeline has no archive: its JSON form is all there is to it. It may also come as a .json file. A folder with
+`algomesh.toml` holds one algorithm in another language (foreign.py).
 
 Nothing of the project is imported in this process: a child describes it. The archive travels in pieces, and a
 registry that has it already (or half of it, after an upload that was cut off) is sent only what it lacks.
@@ -17,9 +18,11 @@ from msgspec import Struct
 from algomesh.archive import Archive, pack
 from algomesh.describe import describe
 from algomesh.errors import BadProject, MeshError
+from algomesh.foreign import is_foreign, read_foreign
 from algomesh.naming import read_named
 from algomesh.project import read_project
 from algomesh.requests import ask
+from algomesh_broker import platform
 from algomesh_broker.connection import Connection
 from algomesh_broker.platform import CHUNK_BYTES, Manifest, Publish, Published, Upload, Uploaded
 
@@ -52,9 +55,13 @@ async def publish(connection: Connection, path: str | Path, *, report: Report | 
     if place.suffix == ".json":
         manifest = await asyncio.to_thread(_read_pipeline, place)
         return [await _publish(connection, manifest, _digest(manifest.pipeline), tell)]
-    project = await asyncio.to_thread(read_project, place)
-    tell(Progress(step="describing", subject=", ".join(project.modules)))
-    manifests = await asyncio.to_thread(describe, project)
+    if is_foreign(place):
+        project, described = await asyncio.to_thread(read_foreign, place)
+        manifests = [described]
+    else:
+        project = await asyncio.to_thread(read_project, place)
+        tell(Progress(step="describing", subject=", ".join(project.modules)))
+        manifests = await asyncio.to_thread(describe, project)
     if not manifests:
         raise BadProject(f"{place.name} has no algorithm in it")
     digest = ""
@@ -67,6 +74,15 @@ async def publish(connection: Connection, path: str | Path, *, report: Report | 
         await _publish(connection, manifest, _digest(manifest.pipeline) if manifest.pipeline else digest, tell)
         for manifest in manifests
     ]
+
+
+async def publish_outside(connection: Connection, manifest: Manifest) -> Published:
+    """Make a version callable that no launcher can start, since it has no code here: who attaches an instance runs it.
+
+    Raises VersionExists where it is published with other content, PermissionDenied, BadProject, Unreachable.
+    """
+    digest = hashlib.sha256(platform.pack(manifest)).hexdigest()
+    return await _publish(connection, manifest, digest, _nobody)
 
 
 def _read_pipeline(file: Path) -> Manifest:

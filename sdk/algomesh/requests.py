@@ -40,6 +40,7 @@ _KINDS: Final = {
 }
 _SCOPES: Final = {
     "upload": "publish:{0}", "publish": "publish:{0}", "alias-set": "publish:{0}", "stop": "publish:{0}",
+    "attach": "publish:{0}",
     "route": "call:*' or 'call:owner/name",
     "logs": "observe' or 'publish:{0}", "manifest": "observe' or 'publish:{0}",
     "ps": "observe", "runs": "observe", "history": "observe",

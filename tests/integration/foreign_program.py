@@ -103,9 +103,9 @@ class Program:
         self.next = f"$JS.API.CONSUMER.MSG.NEXT.parked.{owner}~{name}~{version}"
         self.is_over = False
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_over", True))
+        self.pull()
         self.say("ready")
         print("ready", flush=True)
-        self.pull()
         while not self.is_over:
             if time.monotonic() - self.said_at >= 1 and self.how != "mute":
                 self.say("ready")

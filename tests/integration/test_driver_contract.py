@@ -286,7 +286,7 @@ async def publish_program(mesh: Mesh, kind: Kind, program: str) -> VersionId:
     archive = pack_archive({"program.py": PROGRAM})
     image = BARE_IMAGE if kind.is_docker else ""
     return await mesh.shelf.publish(
-        "demo/program/1.0.0", "", archive=archive, command=[program, "program.py"], image=image
+        "demo/program/1.0.0", "", archive=archive, command=[program, "program.py"], image=image, max_instances=1
     )
 
 

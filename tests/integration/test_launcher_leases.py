@@ -39,7 +39,7 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Mesh]:
 async def publish(mesh: Mesh, how: str = "", command: list[str] | None = None, **options: Any) -> VersionId:
     archive = pack_archive({"program.py": PROGRAM})
     command = command or [sys.executable, "program.py", *filter(None, [how])]
-    return await mesh.shelf.publish(ECHO_TO, "", archive=archive, command=command, **options)
+    return await mesh.shelf.publish(ECHO_TO, "", archive=archive, command=command, max_instances=1, **options)
 
 
 def printed(mesh: Mesh) -> str:

@@ -7,7 +7,6 @@ those in algomesh_broker/boot.py, after the reason has been written as the log's
 import asyncio
 import contextlib
 import importlib
-import logging
 import mmap
 import os
 import signal
@@ -15,11 +14,9 @@ import sys
 import time
 from typing import Any, Final
 
-import structlog
-
 from algomesh import errors
 from algomesh.decorator import Algorithm
-from algomesh.instance import output
+from algomesh.instance import command, output, run_logs, run_spans
 from algomesh.instance.runner import STUCK_CODE, Runner
 from algomesh.instance.watch import Phase, WatchWriter
 from algomesh.loop_thread import new_event_loop
@@ -29,6 +26,7 @@ from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import Identity
 from algomesh_broker.names import Version, VersionId
 from algomesh_broker.platform import unpack
+from algomesh_observability import telemetry
 from algomesh_observability.logger import get_logger
 
 with contextlib.suppress(ImportError):  # in the zygote: importing it takes longer than everything else in a start
@@ -46,17 +44,23 @@ def main(record: bytes, page: mmap.mmap) -> int:
     watch = WatchWriter(page)
     marks = {"fork_ms": time.monotonic_ns()}
     output.redirect()
-    _log_plainly()
+    run_logs.configure(boot)
+    if boot.command:
+        return command.become(boot)
     watch.enter(Phase.IMPORTING)
     try:
         algorithm = import_algorithm(boot)
     except BaseException as error:  # whatever an import raises
         return _give_up(IMPORT_FAILED_CODE, error, "cannot be imported")
+    run_spans.begin(boot)
     watch.enter(Phase.LOADING)
     marks["import_ms"] = time.monotonic_ns()
     loop = new_event_loop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(_serve(boot, algorithm, watch, marks))
+    try:
+        return loop.run_until_complete(_serve(boot, algorithm, watch, marks))
+    finally:
+        telemetry.shut_down()
 
 
 def import_algorithm(boot: Boot) -> Algorithm[Any, Any]:
@@ -131,13 +135,3 @@ def _give_up(code: int, error: BaseException, what: str, *, show_traceback: bool
     print(failure_line("load_failed", f"{what}: {text[:1000]}"))  # noqa: T201  # to the log, where the launcher reads it
     sys.stdout.flush()
     return code
-
-
-def _log_plainly() -> None:
-    """Instances write one plain line per event; the launcher's log is the structured one."""
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=True,
-    )

@@ -97,16 +97,47 @@ def up(
 
 @app.command(rich_help_panel=_MESH)
 def serve(
-    program: Annotated[str, typer.Argument(metavar="PROGRAM", help="registry, launcher, gateway or ledger")],
+    program: Annotated[
+        str | None, typer.Argument(metavar="PROGRAM", help="registry, launcher, gateway, ledger or prewarmer.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option("--exec", metavar="'CMD…'", help="Serve this command: a line of JSON in, one out.")
+    ] = None,
+    http: Annotated[str | None, typer.Option(metavar="URL", help="Serve what answers here: a POST per call.")] = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="OWNER/NAME/1.0.0", help="Under which name; published if it is new.")
+    ] = None,
+    per_call: Annotated[
+        bool, typer.Option("--per-call", help="Run the command once per call: input on stdin, output on stdout.")
+    ] = False,
+    takes: Annotated[str, typer.Option(metavar="KIND", help="text, json or binary, if only that.")] = "",
+    gives: Annotated[str, typer.Option(metavar="KIND", help="text, json or binary.")] = "",
+    concurrency: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Calls at a time.")] = 1,
+    timeout: Annotated[str, typer.Option(metavar="S", help="Longest run: seconds, '5m', or none.")] = "60",
+    description: Annotated[str, typer.Option(metavar="TEXT", help="A line about it, for `algomesh ls`.")] = "",
 ) -> None:
-    """Run one program of the mesh; `algomesh up` runs all of them.
+    """Run one program of the mesh, or serve a program of your own as an algorithm.
 
-    It reads ALGOMESH_NATS, ALGOMESH_POSTGRES, ALGOMESH_STATE, and for the gateway ALGOMESH_GATEWAY_HOST and
-    ALGOMESH_GATEWAY_PORT. Programs start and stop alone and in any order.
+    The programs of the mesh read ALGOMESH_NATS, ALGOMESH_POSTGRES, ALGOMESH_STATE, and the gateway
+    ALGOMESH_GATEWAY_HOST and ALGOMESH_GATEWAY_PORT; `algomesh up` runs all of them.
+    A program of your own is served from this terminal until Ctrl-C, unchanged, with a key that may publish the name.
 
     \b
     ALGOMESH_NATS=nats://10.0.0.5:4222 ALGOMESH_STATE=/srv/mesh algomesh serve launcher
+    algomesh serve --exec 'python3 -u model.py' --as me/model/1.0.0      lines of JSON
+    algomesh serve --exec 'wc -w' --per-call --as me/words/1.0.0         stdin and stdout
+    algomesh serve --http http://127.0.0.1:8000/predict --as me/predict/1.0.0
     """
+    if program is None and (command is not None or http is not None):
+        from algomesh_services.cli import outside
+
+        outside.serve(
+            command=command, url=http, as_=as_, per_call=per_call, takes=takes, gives=gives,
+            concurrency=concurrency, timeout=timeout, description=description,
+        )  # fmt: skip
+        return
+    if program is None or command is not None or http is not None:
+        raise typer.BadParameter("name a program of the mesh, or one of your own by --exec or --http")
     from algomesh_services.cli import serving
 
     serving.serve(program)

@@ -15,6 +15,7 @@ from algomesh_broker.errors import BadName, BrokerError, StreamError
 from algomesh_broker.names import Version, VersionId
 from algomesh_services.launcher.bundles import Bundles
 from algomesh_services.launcher.expected import Expected
+from algomesh_services.launcher.externals import Externals
 from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.instance import Instance, StartFailed
 from algomesh_services.launcher.learning import Learning
@@ -49,19 +50,23 @@ class Control:
         *,
         publish: Callable[[str, bytes], None],
         is_published: Callable[[VersionId], bool] = lambda _: True,
+        externals: Externals | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._fleet, self._parking, self._bundles = settings, fleet, parking, bundles
         self._publish, self._is_published, self._clock = publish, is_published, clock
+        self._externals = externals
         self._states: dict[VersionId, VersionState] = {}
         self._minimums = Minimums(bundles)
         self._refusals = Refusals(parking, self._say)
         self._unmet: dict[VersionId, int] = {}
         self._looks = Looks(fleet, parking, clock)
-        self._expected = Expected(fleet, lambda: self._reconcile({}), clock)
+        self._expected = Expected(fleet, lambda: self._reconcile({}), clock, launcher=settings.launcher)
         self._learning = Learning(bundles, self._on_known, self._failed)
         self._is_open = True
         fleet.events = self
+        if externals is not None:
+            externals.on_gone = self._looks.soon
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -93,7 +98,7 @@ class Control:
         state.used_at, state.is_stopped = self._clock(), False
         if self._fleet.of_version(version):
             self._looks.soon(version)
-        elif self._may_launch(version, state):
+        elif not self._is_served_outside(version) and self._may_launch(version, state):
             self._reconcile({version: 1})
             self._looks.soon(version)
 
@@ -118,7 +123,7 @@ class Control:
     async def restore(self) -> None:
         """Make the stream and the consumers of all that runs again, after a server has lost them."""
         await self._parking.ensure()
-        running = {instance.version for instance in self._fleet.instances.values()}
+        running = {instance.version for instance in self._fleet.instances.values()} | self._outside()
         for version in running:
             await self._parking.ensure_consumer(version)
             self._looks.soon(version)
@@ -178,6 +183,7 @@ class Control:
         held = self._expected.book.held(now)
         if held:  # what is only expected must know of all calls that wait for a place
             waiting = {**self._unmet, **waiting}
+        waiting = {each: count for each, count in waiting.items() if not self._is_served_outside(each)}
         wanted = {*waiting, *self._minimums.floors, *held, *(view.version for view in views)}
         versions = {version: view for version in wanted if (view := self._view(version, now)) is not None}
         refused: set[VersionId] = set()
@@ -216,6 +222,8 @@ class Control:
             blocked_until = state.blocked_until
             if state.is_stopped or now < state.rest_until:
                 minimum, hold = 0, None
+        if self._is_served_outside(version):
+            minimum, hold = 0, None
         return VersionView(
             version=version,
             options=options,
@@ -283,7 +291,8 @@ class Control:
         waiting = {version: count for version, count in counted.items() if count > 0}
         for version, count in waiting.items():
             self._beat(version, count)
-        self._serve({version: n for version, n in waiting.items() if not self._fleet.of_version(version)})
+        alone = {version: n for version, n in waiting.items() if not self._fleet.of_version(version)}
+        self._serve({version: n for version, n in alone.items() if not self._is_served_outside(version)})
         for version in waiting:
             if self._fleet.of_version(version):
                 self._looks.soon(version)
@@ -301,7 +310,8 @@ class Control:
             self._reconcile(known)
 
     async def _keep_house(self) -> None:
-        """Retire what is idle, and keep minimums."""
+        """Retire what is idle, and keep minimums; end what has fallen silent."""
+        self._fleet.end_silent(self._clock())
         self._learn_held()
         self._reconcile({})
 
@@ -322,6 +332,12 @@ class Control:
             await asyncio.sleep(max(pause_s, NET_S if is_failing else 0.0))
 
     # Small parts
+
+    def _is_served_outside(self, version: VersionId) -> bool:
+        return self._externals is not None and self._externals.serves(version)
+
+    def _outside(self) -> set[VersionId]:
+        return set() if self._externals is None else self._externals.versions()
 
     def _state(self, version: VersionId) -> VersionState:
         state = self._states.get(version)
@@ -349,7 +365,7 @@ class Control:
     async def _forget_unused(self, waiting: Mapping[VersionId, int]) -> None:
         """Drop consumers and memories of versions that nobody has wanted for a while."""
         running = (instance.version for instance in self._fleet.instances.values())
-        busy = {*waiting, *running, *self._expected.book.versions()}
+        busy = {*waiting, *running, *self._outside(), *self._expected.book.versions()}
         now = self._clock()
         for version in busy & self._states.keys():
             self._states[version].used_at = now
@@ -364,7 +380,8 @@ class Control:
 
     def _beat(self, version: VersionId, waiting: int) -> None:
         running = self._fleet.of_version(version)
-        self._say(version, messages.Starting(phase=self._fleet.phase(version), waiting=waiting, instances=len(running)))
+        phase: messages.Phase = "ready" if self._is_served_outside(version) else self._fleet.phase(version)
+        self._say(version, messages.Starting(phase=phase, waiting=waiting, instances=len(running)))
 
     def _say(self, version: VersionId, message: messages.Fleet) -> None:
         try:

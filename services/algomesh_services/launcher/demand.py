@@ -12,10 +12,14 @@ from algomesh_broker.names import VersionId
 log = structlog.get_logger("algomesh.launcher")
 
 
-async def hear_demand(connection: Connection, on_demand: Callable[[VersionId], None]) -> Subscription:
+async def hear_demand(
+    connection: Connection,
+    on_demand: Callable[[VersionId], None],
+    on_body: Callable[[VersionId, bytes | memoryview], None] | None = None,
+) -> Subscription:
     """Call `on_demand` for every demand from now on. Raises Forbidden, Unreachable.
 
-    The subject says all there is to know; the body is for the pre-warmer.
+    The subject says all there is to know; the body is for the pre-warmer, and for `on_body`, which comes first.
     """
 
     def hear(message: Message) -> None:
@@ -25,6 +29,8 @@ async def hear_demand(connection: Connection, on_demand: Callable[[VersionId], N
         except (BadName, TypeError) as error:
             log.warning("demand_unreadable", subject=message.subject, error=str(error))
             return
+        if on_body is not None:
+            on_body(version, message.data)
         on_demand(version)
 
     return await connection.subscribe(subjects.ALL_DEMAND, hear)

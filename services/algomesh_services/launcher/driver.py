@@ -11,13 +11,53 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from algomesh.instance.watch import WatchReader
+from algomesh.instance.watch import Phase
 
+Blame = Literal["version", "machine"]
 ExitReason = Literal["exit", "crash", "timeout", "memory_exceeded", "retired", "stopped", "zygote_lost"]
 
 
+class Watch(Protocol):
+    """What an instance says about itself: on its watch page (`WatchReader`), or by its leases (`LeaseWatch`)."""
+
+    @property
+    def phase(self) -> Phase:
+        """How far it has come."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """How many runs are running."""
+        ...
+
+    @property
+    def runs_total(self) -> int:
+        """How many runs have begun so far."""
+        ...
+
+    @property
+    def deadline_ns(self) -> int:
+        """By when, on CLOCK_MONOTONIC, a run must have ended, grace included; 0 when none must."""
+        ...
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether a run should have ended before `now_ns`."""
+        ...
+
+    def began_ns(self, phase: Phase) -> int:
+        """When `phase` began, on CLOCK_MONOTONIC; 0 when it has not."""
+        ...
+
+
 class LaunchFailed(Exception):
-    """An instance could not be started; the text is a sentence that says why."""
+    """An instance could not be started; the text is a sentence that says why.
+
+    `blame` is `version` when it would be the same on any machine: an image that does not exist, say.
+    """
+
+    def __init__(self, text: str, *, blame: Blame = "machine") -> None:
+        super().__init__(text)
+        self.blame: Blame = blame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +69,9 @@ class LaunchSpec:
     many threads a mathematical library may use; `memory_bytes` is the limit above which the instance is killed
     (None: none); `isolated` False lets the instance keep the launcher's uid where the driver would take that
     away.
+    `leased` is what the instance's leases go to, for one whose watch page cannot be read; `command` is what such a
+    version in another language runs. `folder` is the unpacked archive, of `digest`; `image` is the container image that
+    the version names, `gpus` the devices it gets, `labels` what is to be told about it to whoever looks.
     """
 
     instance: str
@@ -40,6 +83,14 @@ class LaunchSpec:
     nice: int = 0
     memory_bytes: int | None = None
     isolated: bool = True
+    leased: Watch | None = None
+    command: tuple[str, ...] = ()
+    folder: Path = Path("/")
+    digest: str = ""
+    image: str = ""
+    requirements: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +127,11 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its process id on this machine."""
+        """Its process id on the machine where it runs; 0 when nobody knows it."""
         ...
 
     @property
-    def watch(self) -> WatchReader:
+    def watch(self) -> Watch:
         """What it says about itself; readable also after its death."""
         ...
 

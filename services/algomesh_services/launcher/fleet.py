@@ -20,12 +20,14 @@ from algomesh_broker.boot import IMPORT_FAILED_CODE, LOAD_FAILED_CODE, NOT_CONNE
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import Options
-from algomesh_services.launcher import log_reader
+from algomesh_services.launcher import log_reader, metrics
 from algomesh_services.launcher.budget import Place
 from algomesh_services.launcher.bundles import Bundle
 from algomesh_services.launcher.driver import Driver, Exit, LaunchFailed, LaunchSpec, Process
 from algomesh_services.launcher.instance import Instance, StartFailed
+from algomesh_services.launcher.leases import Leases
 from algomesh_services.launcher.settings import Settings
+from algomesh_services.launcher.start_spans import StartSpans
 
 log = structlog.get_logger("algomesh.launcher")
 
@@ -62,13 +64,16 @@ class Fleet:
         sign: Callable[[VersionId, str], str],
         prepare: Callable[[VersionId], Awaitable[Bundle]],
         route_key: str = "",
+        leases: Leases | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instances: dict[str, Instance] = {}
         self.events: FleetEvents | None = None
+        self.spans: StartSpans | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._settings, self._driver, self._route_key = settings, driver, route_key
         self._publish, self._sign, self._prepare, self._clock = publish, sign, prepare, clock
+        self._leases = leases or Leases(clock)
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,7 +118,10 @@ class Fleet:
             launched_at=self._clock(),
             since=time.time(),
         )
+        instance.leased = self._leases.expect(instance.id)
         self.instances[instance.id] = instance
+        if self.spans is not None:
+            instance.trace = self.spans.begun(instance)
         self._begin(self._follow(instance), instance.id)
         self.on_change()
         return instance
@@ -131,6 +139,14 @@ class Fleet:
             timeout_s = instance.options.timeout_s
             grace_s = self._settings.drain_s if timeout_s is None else min(timeout_s, self._settings.drain_s)
         self._begin(self._drain(instance, grace_s), f"{instance.id} drains")
+
+    def end_silent(self, now: float) -> None:
+        """Kill those that said they live, and have said nothing for too long."""
+        for name, silent_s in self._leases.silent(now).items():
+            instance = self.instances.get(name)
+            if instance is not None and instance.process is not None:
+                what = "did not end after it said so" if instance.leased.has_ended else "lost its lease"
+                instance.process.kill("crash", f"{what}: nothing was heard of it for {silent_s:.1f} s")
 
     async def close(self, grace_s: float) -> None:
         """Retire everything, and return when it is gone; what is left after `grace_s` is killed."""
@@ -153,6 +169,8 @@ class Fleet:
         """One instance's life. Whatever happens in it, the end is told, and the place given back."""
         exit_: Exit | None = None
         failure: StartFailed | None = None
+        if instance.trace:
+            structlog.contextvars.bind_contextvars(trace_id=instance.trace)
         try:
             exit_, failure = await self._live(instance)
         except Exception as error:
@@ -162,11 +180,15 @@ class Fleet:
                 instance.process.kill("stopped", f"its launcher failed: {error}")
         finally:
             self.instances.pop(instance.id, None)
+            self._leases.forget(instance.id)
             reason, detail = _as_death(instance, exit_, failure)
             self._say(instance.version, messages.Death(instance=instance.id, reason=reason, detail=detail))
             log.info("instance_died", instance=instance.id, version=str(instance.version), reason=reason, detail=detail)
             self._begin(self._prune_logs(instance.version), f"prune logs of {instance.version}")
             instance.is_over.set()
+            if self.spans is not None:
+                self.spans.ended(instance, failure)
+            metrics.ended(instance, reason, failure.code if failure is not None else "")
             self.on_change()
             if self.events is not None:
                 if failure is not None:
@@ -178,7 +200,7 @@ class Fleet:
             process = await self._start(instance)
         except LaunchFailed as error:
             message = f"{instance.version} cannot be started here: {error}"
-            return None, StartFailed(blame="machine", code="load_failed", message=message)
+            return None, StartFailed(blame=error.blame, code="load_failed", message=message)
         except StartRefused as refused:
             return None, refused.failure
         if process is None:
@@ -194,6 +216,7 @@ class Fleet:
 
     async def _start(self, instance: Instance) -> Process | None:
         bundle = await self._prepare(instance.version)
+        instance.prepared_at = self._clock()
         if instance.retired:
             return None
         instance.digest = bundle.digest
@@ -214,15 +237,24 @@ class Fleet:
             note=instance.place.note,
             threads=self._settings.threads,
             route_key=self._route_key,
+            command=manifest.command,
         )
         spec = LaunchSpec(
             instance=instance.id,
             boot=platform.pack(boot),
             log_path=self._log_path(instance),
-            preload=frozenset(manifest.options.preload),
+            preload=frozenset(() if manifest.command else manifest.options.preload),
             environment=self._devices(instance.place) | self._settings.instance_environment,
             threads=self._settings.threads,
             memory_bytes=manifest.options.memory_bytes,
+            leased=instance.leased,
+            command=tuple(manifest.command),
+            folder=bundle.folder,
+            digest=bundle.digest,
+            image=manifest.image,
+            requirements=tuple(manifest.requirements),
+            gpus=instance.place.gpus,
+            labels={"launcher": self._settings.launcher, "version": str(instance.version), "reason": instance.reason},
         )
         process = await self._driver.launch(spec)
         instance.process = process
@@ -267,6 +299,9 @@ class Fleet:
         self.on_change()
         self._say(instance.version, messages.Ready(instance=instance.id, start_ms=instance.start_ms))
         log.info("instance_ready", instance=instance.id, version=str(instance.version), start_ms=instance.start_ms)
+        if self.spans is not None:
+            self.spans.ended(instance)
+        metrics.started(instance)
         if self.events is not None:
             self.events.on_ready(instance)
         return True
@@ -321,6 +356,9 @@ def _explain(instance: Instance, exit_: Exit, path: Path) -> StartFailed | None:
     if instance.retired or exit_.reason in ("retired", "stopped", "zygote_lost"):
         return None
     said = find_failure(log_reader.last_lines(path))
+    code, sentence = instance.leased.why_failed
+    if code:
+        return StartFailed(blame="version", code=code, message=f"{instance.version}: {sentence or 'no reason given'}")
     what = said.message if said is not None else f"it {exit_}"
     if said is None and not exit_.detail:
         what += " before it was ready"

@@ -1,4 +1,4 @@
-"""An instance that was forked from a zygote: its pidfd, its watch page, its log, and how it ended.
+"""An instance that was forked from a zygote: its pidfd, its watch page (or leases), its log, and how it ended.
 
 Made by `process_driver`; callers see it as `driver.Process`. Its death is known within milliseconds by the pidfd, how
 it ended a little later by its zygote's report, which also says that nothing it started is left.
@@ -15,7 +15,7 @@ import structlog
 
 from algomesh.instance import watch
 from algomesh_services.launcher import logs, memory
-from algomesh_services.launcher.driver import Exit, ExitReason, LaunchSpec
+from algomesh_services.launcher.driver import Exit, ExitReason, LaunchSpec, Watch
 from algomesh_services.launcher.zygote_link import ZygoteLink
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class ForkedProcess:
         self.pid = pid
         self.uid = uid
         self.link = link
-        self.watch = watch.WatchReader(page)
+        self.watch: Watch = spec.leased if spec.command and spec.leased is not None else watch.WatchReader(page)
         self._spec = spec
         self._pidfd = pidfd
         self._log_fd = log_fd

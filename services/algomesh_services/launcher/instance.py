@@ -2,14 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Literal
 
 from algomesh.instance.watch import Phase as WatchPhase
 from algomesh_broker import messages
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import Options
 from algomesh_services.launcher.budget import Place
-from algomesh_services.launcher.driver import Process
+from algomesh_services.launcher.driver import Blame, Process
+from algomesh_services.launcher.leases import LeaseWatch
 from algomesh_services.launcher.reconcile import InstanceView, State
 
 _WIRE_PHASES: dict[WatchPhase, messages.Phase] = {
@@ -20,7 +20,6 @@ _WIRE_PHASES: dict[WatchPhase, messages.Phase] = {
     WatchPhase.READY: "ready",
     WatchPhase.DRAINING: "ready",
 }
-Blame = Literal["version", "machine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +52,17 @@ class Instance:
     state: State = "starting"
     digest: str = ""
     process: Process | None = None
+    leased: LeaseWatch = field(default_factory=LeaseWatch)
     start_ms: int = 0
     load_ms: int = 0
+    prepared_at: float = 0.0
     forked_at: float = 0.0
     ready_at: float = 0.0
     idle_since: float = 0.0
     runs_total: int = 0
     is_working: bool = False
     retired: str = ""
+    trace: str = ""
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

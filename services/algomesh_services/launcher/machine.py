@@ -15,6 +15,7 @@ from algomesh_broker import codec, messages, subjects
 from algomesh_broker.errors import BrokerError
 from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.instance import Instance
+from algomesh_services.launcher.metrics import GpuHeld
 
 log = structlog.get_logger("algomesh.launcher")
 
@@ -40,6 +41,7 @@ class MachineReport:
         self._launcher, self._fleet = launcher, fleet
         self._publish, self._is_connected, self._clock = publish, is_connected, clock
         self._changed = asyncio.Event()
+        self._held = GpuHeld()
         fleet.on_change = self._changed.set
 
     async def run(self) -> None:
@@ -55,6 +57,7 @@ class MachineReport:
         """Tell how things stand now."""
         now = self._clock()
         self._fleet.observe(now)
+        self._held.look(self._fleet.instances.values(), now)
         self._changed.clear()
         if not self._is_connected():
             return

@@ -22,10 +22,11 @@ _AT_ONCE = 8
 
 
 class Parking:
-    """The stream `parked`, by version."""
+    """The stream `parked`, by version. `counted` is what `waiting` found last."""
 
     def __init__(self, admin: JetStreamAdmin) -> None:
         self._admin = admin
+        self.counted: Counter[VersionId] = Counter()
         self._consumers: set[VersionId] = set()
         self._changing: dict[VersionId, asyncio.Task[None]] = {}
 
@@ -55,7 +56,8 @@ class Parking:
 
     async def waiting(self) -> Counter[VersionId]:
         """How many calls are parked, by version."""
-        return _by_version(await self._admin.pending_parked())
+        self.counted = _by_version(await self._admin.pending_parked())
+        return self.counted
 
     async def waiting_for(self, versions: Iterable[VersionId]) -> Counter[VersionId]:
         """The same for some versions only."""

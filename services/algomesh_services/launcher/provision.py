@@ -23,6 +23,9 @@ def provider(bundles: Bundles, parking: Parking) -> Callable[[VersionId], Awaita
         try:
             bundle, _ = await asyncio.gather(bundles.prepare(version), parking.ensure_consumer(version))
         except (BrokerError, BadArchive, OSError) as error:
+            manifest = bundles.known_manifest(version)
+            if manifest is not None and manifest.is_outside:
+                raise StartRefused(runs_outside(version)) from error
             raise StartRefused(as_failure(version, error)) from error
         return bundle
 
@@ -38,6 +41,16 @@ def as_failure(version: VersionId, error: Exception) -> StartFailed:
     if isinstance(error, BadArchive | BadMessage):
         return StartFailed(blame="version", code="load_failed", message=f"{version}: {error}")
     return StartFailed(blame="machine", code="load_failed", message=f"{version} cannot be started here: {error}")
+
+
+def runs_outside(version: VersionId) -> StartFailed:
+    """What those are told who wait for a version that only its user can start, while nobody does."""
+    return StartFailed(
+        blame="version",
+        code="no_capacity",
+        message=f"{version} runs outside the mesh, and nobody runs it now: start it with `algomesh serve --exec` or "
+        "`--http`, or wait until its owner does",
+    )
 
 
 def no_instance_of(pipeline: VersionId) -> Unable:

@@ -14,6 +14,7 @@ from algomesh_broker.request_server import RequestServer
 from algomesh_broker.subjects import PlatformRequest
 from algomesh_services.launcher import log_reader
 from algomesh_services.launcher.control import Control
+from algomesh_services.launcher.externals import Externals
 from algomesh_services.launcher.fleet import Fleet, wait_over
 from algomesh_services.launcher.instance import Instance
 
@@ -27,8 +28,10 @@ _STOP_WITHIN_S = 3.0
 class Requests:
     """Answers from `open` to `close`. Every launcher answers, for the instances of its own."""
 
-    def __init__(self, connection: Connection, fleet: Fleet, control: Control, logs: Path) -> None:
-        self._fleet, self._control, self._logs = fleet, control, logs
+    def __init__(
+        self, connection: Connection, fleet: Fleet, control: Control, logs: Path, externals: Externals | None = None
+    ) -> None:
+        self._fleet, self._control, self._logs, self._externals = fleet, control, logs, externals
         self._server = RequestServer(
             connection,
             PROGRAM,
@@ -53,6 +56,8 @@ class Requests:
         memory = await asyncio.to_thread(_measure, chosen)  # milliseconds each
         explain = self._control.explain
         rows = [_row(each, explain(each), memory_bytes) for each, memory_bytes in zip(chosen, memory, strict=True)]
+        if self._externals is not None:
+            rows += self._externals.rows(request.algorithm)
         return InstanceRows(instances=sorted(rows, key=lambda row: (row.algorithm, row.version, row.since)))
 
     async def _stop(self, request: PlatformRequest, body: bytes) -> Done:

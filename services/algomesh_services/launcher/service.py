@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection
-from algomesh_broker.credentials import program_identity, read_route_key, read_seed, store_identity
+from algomesh_broker.credentials import program_identity, public_key, read_route_key, read_seed, store_identity
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.identity import sign_instance_token
@@ -27,15 +28,21 @@ from algomesh_services.launcher.claims import Claims
 from algomesh_services.launcher.control import Control
 from algomesh_services.launcher.demand import hear_demand
 from algomesh_services.launcher.driver import Driver, LaunchFailed
+from algomesh_services.launcher.externals import Externals
 from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.holds import hear_holds
+from algomesh_services.launcher.leases import Leases
 from algomesh_services.launcher.machine import MachineReport
+from algomesh_services.launcher.metrics import watch
+from algomesh_services.launcher.parked_ages import ParkedAges
 from algomesh_services.launcher.parking import Parking
 from algomesh_services.launcher.process_driver import ProcessDriver
 from algomesh_services.launcher.provision import provider
 from algomesh_services.launcher.requests import PROGRAM, Requests
 from algomesh_services.launcher.results import Results
-from algomesh_services.launcher.settings import Settings
+from algomesh_services.launcher.settings import BadSettings, Settings
+from algomesh_services.launcher.start_spans import StartSpans
+from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.launcher")
 
@@ -82,12 +89,22 @@ async def serve(
 
 
 async def make_driver(settings: Settings) -> Driver:
-    """The driver `process`, as well isolated as this machine allows. Raises OSError."""
+    """The driver that is set; `process` is as well isolated as this machine allows. Raises OSError, BadSettings."""
     settings.versions.mkdir(parents=True, exist_ok=True)
     settings.logs.mkdir(parents=True, exist_ok=True)
+    if settings.driver == "docker":
+        return _make_docker_driver(settings)
     found = await isolation.prepare(hidden=[settings.state], readable=[settings.versions])
     log.info("isolation_chosen", level=found.level, reason=found.reason)
-    return ProcessDriver(isolation=found)
+    return ProcessDriver(isolation=found, environment=settings.instance_environment)
+
+
+def _make_docker_driver(settings: Settings) -> Driver:
+    try:
+        from algomesh_services.launcher.docker_driver import DockerDriver
+    except ImportError as error:
+        raise BadSettings(f"ALGOMESH_DRIVER=docker needs `pip install algomesh[docker]`: {error}") from error
+    return DockerDriver(settings.docker, state=settings.state, launcher=settings.launcher)
 
 
 async def _serve(
@@ -101,55 +118,58 @@ async def _serve(
         # It takes a moment: meanwhile the servers are looked for.
         making = asyncio.create_task(_given(given) if given is not None else make_driver(settings), name="make driver")
         stack.callback(making.cancel)
-        seed = await _until_there("secrets", lambda: asyncio.to_thread(read_seed, settings.secrets, PROGRAM), OSError)
-        route_key = await _until_there("secrets", lambda: asyncio.to_thread(read_route_key, settings.secrets), OSError)
-        identity, store = program_identity(settings.secrets, PROGRAM), store_identity(settings.secrets, PROGRAM)
-        connection = await _until_there("nats", lambda: Connection.open(settings.nats_url, identity, name=PROGRAM))
-        stack.push_async_callback(connection.close)
-        admin = await _until_there("nats", lambda: JetStreamAdmin.open(settings.nats_url, store))
-        stack.push_async_callback(admin.close)
-        parking = Parking(admin)
-        await _until_there("jetstream", parking.ensure)
-        claims = Claims(admin)
-        await _until_there("jetstream", claims.ensure)
-        results = Results(admin)
-        await _until_there("jetstream", results.ensure)
-        directory = await _until_there("directory", lambda: Directory.open(connection))
-        stack.push_async_callback(directory.close)
-        bundles = Bundles(Programs(connection), settings.versions, settings.cache_bytes)
-        await bundles.open()
-        stack.push_async_callback(bundles.close)
+        servers = await _reach(settings, stack)
+        connection, parking, bundles = servers.connection, servers.parking, servers.bundles
         driver = await making
         await stack.enter_async_context(driver)
+        leases = Leases()
+        externals = Externals(
+            settings.launcher,
+            leases,
+            parking,
+            signers=[public_key(servers.seed), servers.route_key],
+            publish=connection.publish,
+            is_connected=lambda: connection.is_connected,
+        )
         fleet = Fleet(
             settings,
             driver,
             publish=connection.publish,
-            sign=lambda version, instance: sign_instance_token(version, instance, seed),
+            sign=lambda version, instance: sign_instance_token(version, instance, servers.seed),
             prepare=provider(bundles, parking),
-            route_key=route_key,
+            route_key=servers.route_key,
+            leases=leases,
         )
         bundles.in_use = fleet.digests
         control = Control(
-            settings, fleet, parking, bundles, publish=connection.publish, is_published=_published_in(directory)
-        )
+            settings, fleet, parking, bundles,
+            publish=connection.publish, is_published=_published_in(servers.directory), externals=externals,
+        )  # fmt: skip
         machine = MachineReport(
             settings.launcher, fleet, publish=connection.publish, is_connected=lambda: connection.is_connected
         )
-        requests = Requests(connection, fleet, control, settings.logs)
+        requests = Requests(connection, fleet, control, settings.logs, externals)
+        ages = ParkedAges(servers.admin, parking)
+        stack.enter_context(watch(fleet, externals, ages, connection, settings.capacity))
 
         async with asyncio.TaskGroup() as tasks:
+            host = _shared_memory(settings, servers.claims)
             working = [
-                tasks.create_task(_beat(connection, settings.launcher, claims.host), name="beat"),
-                tasks.create_task(claims.keep_swept(), name="sweep claims"),
+                tasks.create_task(_beat(connection, settings.launcher, host), name="beat"),
+                tasks.create_task(servers.claims.keep_swept(), name="sweep claims"),
                 tasks.create_task(_keep_warm(driver), name="warm"),
                 tasks.create_task(control.run(), name="control"),
                 tasks.create_task(machine.run(), name="machine"),
+                tasks.create_task(ages.run(), name="ages of parked calls"),
+                tasks.create_task(externals.run(), name="externals"),
             ]
-            _follow_directory(directory, control)
-            _restore_after_reconnect(admin.connection, tasks, control, claims, results)
+            _follow_directory(servers.directory, control)
+            _restore_after_reconnect(servers.admin.connection, tasks, control, servers.claims, servers.results)
             await requests.open()
-            demand = await hear_demand(connection, control.on_demand)
+            await externals.open(connection)
+            await leases.hear(connection)
+            spans = fleet.spans = StartSpans.if_on()
+            demand = await hear_demand(connection, control.on_demand, None if spans is None else spans.hear)
             holds = await hear_holds(connection, control.on_holds)
             log.info(
                 "ready",
@@ -158,6 +178,7 @@ async def _serve(
                 memory_bytes=settings.capacity.memory_bytes,
                 gpus=len(settings.capacity.gpus),
             )
+            working.append(tasks.create_task(show_ready(lambda: connection.is_connected), name="readiness"))
             begun.set()
             on_ready()
             await stopping.wait()
@@ -175,6 +196,41 @@ async def _serve(
         with contextlib.suppress(BrokerError):
             connection.publish(subjects.host_beat(settings.launcher), _host_beat(settings.launcher, is_alive=False))
             await connection.flush(1.0)
+
+
+@dataclass(frozen=True)
+class _Servers:
+    """What a launcher needs of others before it can begin."""
+
+    seed: bytes
+    route_key: str
+    connection: Connection
+    admin: JetStreamAdmin
+    parking: Parking
+    claims: Claims
+    results: Results
+    directory: Directory
+    bundles: Bundles
+
+
+async def _reach(settings: Settings, stack: contextlib.AsyncExitStack) -> _Servers:
+    """Wait until everything is there; `stack` closes it. Raises OSError when the folder of versions cannot be used."""
+    seed = await _until_there("secrets", lambda: asyncio.to_thread(read_seed, settings.secrets, PROGRAM), OSError)
+    route_key = await _until_there("secrets", lambda: asyncio.to_thread(read_route_key, settings.secrets), OSError)
+    identity, store = program_identity(settings.secrets, PROGRAM), store_identity(settings.secrets, PROGRAM)
+    connection = await _until_there("nats", lambda: Connection.open(settings.nats_url, identity, name=PROGRAM))
+    stack.push_async_callback(connection.close)
+    admin = await _until_there("nats", lambda: JetStreamAdmin.open(settings.nats_url, store))
+    stack.push_async_callback(admin.close)
+    parking, claims, results = Parking(admin), Claims(admin), Results(admin)
+    for ensure in (parking.ensure, claims.ensure, results.ensure):
+        await _until_there("jetstream", ensure)
+    directory = await _until_there("directory", lambda: Directory.open(connection))
+    stack.push_async_callback(directory.close)
+    bundles = Bundles(Programs(connection), settings.versions, settings.cache_bytes)
+    await bundles.open()
+    stack.push_async_callback(bundles.close)
+    return _Servers(seed, route_key, connection, admin, parking, claims, results, directory, bundles)
 
 
 def _follow_directory(directory: Directory, control: Control) -> None:
@@ -208,6 +264,11 @@ def _restore_after_reconnect(
         tasks.create_task(_until_there("stream", results.ensure), name="restore results")
 
     store.on_reconnect.append(reconnected)
+
+
+def _shared_memory(settings: Settings, claims: Claims) -> str:
+    """What instances see of this machine's shared memory: those in containers see nothing of it."""
+    return "" if settings.driver == "docker" else claims.host
 
 
 async def _given(driver: Driver) -> Driver:

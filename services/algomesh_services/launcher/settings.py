@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
+from algomesh_observability import otel_environment
 from algomesh_services.launcher.budget import Capacity
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _MEMORY_SHARE = 0.8
 _MAX_THREADS = 4
-_FOR_INSTANCES = ("ALGOMESH_DISPATCH",)
+DRIVERS = ("process", "docker")
+_FOR_INSTANCES = ("ALGOMESH_DISPATCH", "ALGOMESH_LOG")
 
 
 class BadSettings(ValueError):
@@ -25,6 +28,37 @@ class BadSettings(ValueError):
 def new_launcher_id() -> str:
     """The id of one life of a launcher: 8 characters a-z0-9; its instances are `<id>-1`, `<id>-2` and so on."""
     return "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DockerSettings:
+    """How the driver `docker` makes containers; `host` is the engine (empty: what DOCKER_HOST says).
+
+    `image` holds algomesh; `network` and `nats_url` are how a container reaches NATS; `versions` is what the engine
+    sees of the launcher's folder of unpacked versions, a path or a volume (empty: nothing, they are sent).
+    """
+
+    image: str = ""
+    network: str = "bridge"
+    nats_url: str = ""
+    versions: str = ""
+    host: str = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], nats_url: str) -> Self:
+        """Read ALGOMESH_DOCKER_IMAGE, _NETWORK, _NATS (else `nats_url`), _VERSIONS, and DOCKER_HOST.
+
+        Without a network it is the engine's `bridge`, or the host's where NATS listens on a loopback address only.
+        """
+        seen_url = environment.get("ALGOMESH_DOCKER_NATS", "").strip() or nats_url
+        is_loopback = (urlsplit(seen_url).hostname or "").startswith(("127.", "localhost", "::1"))
+        return cls(
+            image=environment.get("ALGOMESH_DOCKER_IMAGE", "").strip(),
+            network=environment.get("ALGOMESH_DOCKER_NETWORK", "").strip() or ("host" if is_loopback else "bridge"),
+            nats_url=seen_url,
+            versions=environment.get("ALGOMESH_DOCKER_VERSIONS", "").strip(),
+            host=environment.get("DOCKER_HOST", "").strip(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +80,8 @@ class Settings:
     cache_bytes: int = 8 * 2**30
     instance_environment: dict[str, str] = field(default_factory=dict)
     launcher: str = field(default_factory=new_launcher_id)
+    driver: str = "process"
+    docker: DockerSettings = DockerSettings()
 
     @property
     def versions(self) -> Path:
@@ -64,18 +100,26 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read `ALGOMESH_NATS`, `ALGOMESH_STATE` and the variables below. Raises BadSettings.
+        """Read `ALGOMESH_NATS`, `ALGOMESH_STATE`, `ALGOMESH_DRIVER` (process or docker) and the variables below.
+
+        Raises BadSettings.
 
         ALGOMESH_START_TIMEOUT_S (300), ALGOMESH_MAX_INSTANCES (100), ALGOMESH_MEMORY_BYTES (80 % of what the machine or
         its control group has), ALGOMESH_GPUS (`0,1`; found when not given), ALGOMESH_INSTANCE_THREADS,
-        ALGOMESH_GRACE_S (5, when the launcher stops), ALGOMESH_CACHE_BYTES (8 GiB); ALGOMESH_DISPATCH goes on to the
-        instances.
+        ALGOMESH_GRACE_S (5, when the launcher stops), ALGOMESH_CACHE_BYTES (8 GiB). ALGOMESH_DISPATCH, ALGOMESH_LOG and
+        what of OTEL_* holds no secret go on to the instances.
         """
+        driver = _text(environment, "ALGOMESH_DRIVER", "process")
+        if driver not in DRIVERS:
+            raise BadSettings(f"ALGOMESH_DRIVER={driver!r} is none of {', '.join(DRIVERS)}")
+        nats_url = _text(environment, "ALGOMESH_NATS", "nats://127.0.0.1:4222")
         cpus = len(os.sched_getaffinity(0))
         memory_bytes = int(_MEMORY_SHARE * machine_memory_bytes())
         gpus = environment.get("ALGOMESH_GPUS")
         return cls(
-            nats_url=_text(environment, "ALGOMESH_NATS", "nats://127.0.0.1:4222"),
+            nats_url=nats_url,
+            driver=driver,
+            docker=DockerSettings.from_environment(environment, nats_url),
             state=Path(_text(environment, "ALGOMESH_STATE")).absolute(),
             capacity=Capacity(
                 max_instances=int(_number(environment, "ALGOMESH_MAX_INSTANCES", 100)),
@@ -86,7 +130,10 @@ class Settings:
             start_timeout_s=_number(environment, "ALGOMESH_START_TIMEOUT_S", 300.0),
             stop_s=_number(environment, "ALGOMESH_GRACE_S", 5.0),
             cache_bytes=int(_number(environment, "ALGOMESH_CACHE_BYTES", 8 * 2**30)),
-            instance_environment={name: environment[name] for name in _FOR_INSTANCES if name in environment},
+            instance_environment={
+                **{name: environment[name] for name in _FOR_INSTANCES if name in environment},
+                **otel_environment.for_instances(environment),
+            },
         )
 
 

@@ -11,6 +11,8 @@ import tarfile
 import uuid
 from pathlib import Path
 
+from algomesh_services.launcher.tar_member import extract
+
 _MAX_MEMBERS = 200_000
 _WRITE_BYTES = 16 * 2**20
 
@@ -90,9 +92,9 @@ def _extract(archive: Path, folder: Path, limit_bytes: int) -> int:
             count += 1
             if size > limit_bytes or count > _MAX_MEMBERS:
                 raise BadArchive(f"its archive holds more than {limit_bytes / 2**20:.0f} MiB or {_MAX_MEMBERS} files")
-            if member.name.startswith("/"):  # the filter below would quietly make it relative
+            if member.name.startswith("/"):  # tarfile's own filter would quietly make it relative
                 raise BadArchive(f"its archive has the absolute path {member.name!r}")
-            tar.extract(member, folder, filter="data")
+            extract(tar, member, folder)
     return size
 
 

@@ -18,7 +18,9 @@ from algomesh_broker.identity import caller_of_id, is_instance_token, key_id, ve
 from algomesh_broker.names import VersionId
 from algomesh_broker.usertoken import AuthRequest, Issuer, read_request
 from algomesh_services.postgres_pool import StoreAway
+from algomesh_services.registry.attaching import may_attach
 from algomesh_services.registry.keys import KeyRing
+from algomesh_services.registry.metrics import AUTH_SECONDS
 from algomesh_services.registry.store import KeyRecord, VersionRecord
 
 log = structlog.get_logger("algomesh.registry")
@@ -29,12 +31,15 @@ _LOGGED_A_SECOND = 5
 
 
 class Grants:
-    """What every published version may call, and which of them are pipelines, in memory."""
+    """What every published version may call, and which of them are pipelines, in memory. Its length: how many."""
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[str, ...]] = {}
         self._calls_of_any: dict[str, frozenset[str]] = {}
         self._pipelines: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._calls)
 
     def put(self, record: VersionRecord) -> None:
         """Know a version."""
@@ -97,6 +102,7 @@ class Callout:
     def _on_request(self, message: Message) -> None:
         if message.subject != permissions.AUTH_REQUESTS:
             return  # steered here by somebody's reply field; the server's own requests look like this
+        began = time.perf_counter()
         try:
             request = read_request(message.data)
         except BadMessage as error:
@@ -104,9 +110,9 @@ class Callout:
             return
         missing = self._missing(request.token)
         if missing is None or len(self._lookups) >= _LOOKUPS_AT_ONCE:
-            self._answer(message.reply, request)
+            self._answer(message.reply, request, began)
             return
-        task = asyncio.create_task(self._look_up(missing, message.reply, request), name="registry-key-lookup")
+        task = asyncio.create_task(self._look_up(missing, message.reply, request, began), name="registry-key-lookup")
         self._lookups.add(task)
         task.add_done_callback(self._lookups.discard)
 
@@ -121,40 +127,48 @@ class Callout:
             return None
         return None if self._keys.knows(id_) else lambda: self._find_key(id_)
 
-    async def _look_up(self, find: Callable[[], Awaitable[object]], reply: str, request: AuthRequest) -> None:
+    async def _look_up(
+        self, find: Callable[[], Awaitable[object]], reply: str, request: AuthRequest, began: float
+    ) -> None:
         try:
             async with asyncio.timeout(1.0):
                 await find()
         except (StoreAway, TimeoutError):
             self._log("authorization_lookup_failed", host=request.host)
-        self._answer(reply, request)
+        self._answer(reply, request, began)
 
-    def _answer(self, reply: str, request: AuthRequest) -> None:
-        now = self._clock()
+    def _answer(self, reply: str, request: AuthRequest, began: float) -> None:
+        now, said = self._clock(), "accepted"
         try:
             name, allowed, expires = self._decide(request.token, now)
         except (Unauthenticated, BadName) as error:
+            said = "refused"
             self._log("connection_refused", reason=str(error), host=request.host)
             self._connection.publish(reply, self._issuer.refuse(request, str(error), now=now))
         else:
             self._connection.publish(reply, self._issuer.accept(request, name, allowed, expires, now=now))
+        token = "instance" if is_instance_token(request.token) else "key"
+        AUTH_SECONDS.observe(time.perf_counter() - began, token, said)
 
     def _decide(self, token: str, now: float) -> tuple[str, permissions.Permissions, float]:
         if not is_instance_token(token):
             record = self._keys.check(token)
             return caller_of_id(record.id), permissions.of_key(record.id, record.scopes), now + self._session_s
-        version, instance, expires = self._claims(token)
+        version, instance, expires, by = self._claims(token)
+        if by and not may_attach(self._keys, by, version):
+            raise Unauthenticated(f"the key {by} that attached {instance} may not do so any more")
         calls = self._grants.calls_of(str(version))
         if calls is None:
             raise Unauthenticated(f"{version} was never published")
         if self._grants.is_pipeline(str(version)):
             raise Unauthenticated(f"{version} is a named pipeline, which has no instances")
         allowed = permissions.of_instance(version, instance, calls)
-        return version.caller, allowed, min(expires, now + self._session_s)
+        # Under the key's name its connections end with the key (eviction.py).
+        return by or version.caller, allowed, min(expires, now + self._session_s)
 
-    def _claims(self, token: str) -> tuple[VersionId, str, float]:
+    def _claims(self, token: str) -> tuple[VersionId, str, float, str]:
         claims = verify_instance_token(token, self._launchers, self._clock())
-        return claims.version_id, claims.instance, claims.expires
+        return claims.version_id, claims.instance, claims.expires, claims.by
 
     def _log(self, event: str, **fields: object) -> None:
         second = int(time.monotonic())

@@ -22,9 +22,12 @@ from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_broker.usertoken import Issuer
 from algomesh_services.postgres_pool import StoreAway
+from algomesh_services.readiness import show_ready
 from algomesh_services.registry.archives import Archives
+from algomesh_services.registry.attaching import Attacher
 from algomesh_services.registry.callout import Callout, Grants
 from algomesh_services.registry.keys import KeyRing
+from algomesh_services.registry.metrics import watch
 from algomesh_services.registry.mirror import Mirror
 from algomesh_services.registry.rights import Rights
 from algomesh_services.registry.routes import RouteSigner
@@ -102,11 +105,12 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
     upkeep.start()
     stack.push_async_callback(upkeep.close)
     await _first_of(upkeep.is_fresh, upkeep.task)
-    launchers = credentials.read_launchers(secrets)
+    launchers, route_key = credentials.read_launchers(secrets), credentials.read_route_key(secrets)
+    signers = (*launchers, route_key)  # its own: it signs the tokens of instances that users attach
     callout = Callout(
         connection,
         issuer,
-        launchers,
+        signers,
         keys,
         grants,
         find_key=upkeep.find_key,
@@ -115,11 +119,15 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
     )
     stack.push_async_callback(callout.close)
     rights = Rights(keys, grants, find_key=upkeep.find_key, find_version=upkeep.find_version)
-    routes = RouteSigner(credentials.read_seed(secrets, PROGRAM), launchers, rights)
-    verbs = Verbs(store, mirror, archives, keys, rights, routes)
+    seed = credentials.read_seed(secrets, PROGRAM)
+    routes, attacher = RouteSigner(seed, signers, rights), Attacher(store, keys, seed, route_key)
+    verbs = Verbs(store, mirror, archives, keys, rights, routes, attacher)
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
+    stack.enter_context(watch(grants, connection))
     await requests.serve()
     await callout.serve()
+    showing = asyncio.create_task(show_ready(lambda: connection.is_connected), name="registry-readiness")
+    stack.callback(showing.cancel)
     return requests, upkeep
 
 

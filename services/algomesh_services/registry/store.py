@@ -13,6 +13,7 @@ import structlog
 
 from algomesh_broker.names import VersionId
 from algomesh_broker.platform import Manifest, StoredManifest, pack, unpack
+from algomesh_services.database_spans import writes
 from algomesh_services.postgres_pool import PostgresPool, Row, Session, StoreAway
 from algomesh_services.registry.migrations import MIGRATIONS
 
@@ -163,6 +164,7 @@ class Store:
             return None
         return StoredManifest(manifest=unpack(Manifest, rows[0]["manifest"]), digest=rows[0]["digest"])
 
+    @writes("INSERT", "versions")
     async def add_version(self, version: VersionId, manifest: Manifest, digest: str, by: str) -> bool:
         """Keep a version for ever; False when there is one of that number already."""
         options = manifest.options
@@ -189,6 +191,7 @@ class Store:
         rows = await self._pool.fetch(_ALIASES + where, *arguments)
         return [_alias(row) for row in rows]
 
+    @writes("INSERT", "aliases")
     async def set_alias(self, record: AliasRecord, by: str) -> None:
         """Let an alias mean this from now on."""
         query = (

@@ -11,7 +11,7 @@ archive_missing       publish came before upload
 digest_mismatch       the archive is not what its digest says
 archive_too_large     over the limit
 storage_failed        the disk is full, or cannot be written
-permission_denied     the key may not grant what the version wants to call, or not call a route's stages
+permission_denied     the key may not grant what the version wants to call, not call a route's stages, or not attach
 unknown_algorithm, unknown_version, unknown_archive, unknown_key
 bad_reference         a pipeline leads back to itself, or a name is no alias
 bad_input             a pipeline's stages do not fit one another, or too much is asked at once
@@ -34,6 +34,7 @@ from algomesh_broker.platform import unpack
 from algomesh_broker.request_server import Handler, Refusal
 from algomesh_broker.subjects import PlatformRequest
 from algomesh_services.registry.archives import Archives
+from algomesh_services.registry.attaching import Attacher
 from algomesh_services.registry.keys import KeyRing, check_key_name, check_scopes
 from algomesh_services.registry.leases import Leases
 from algomesh_services.registry.mirror import Mirror
@@ -65,15 +66,18 @@ class Verbs:
         keys: KeyRing,
         rights: Rights,
         routes: RouteSigner,
+        attacher: Attacher,
     ) -> None:
         self._store, self._mirror, self._archives, self._keys = store, mirror, archives, keys
         self._leases = Leases()
         self._rights, self._routes, self._pipelines = rights, routes, Pipelines(mirror)
+        self._attacher = attacher
         self.table: dict[str, Handler] = {
             "upload": self._upload,
             "publish": self._publish,
             "archive": self._archive,
             "manifest": self._manifest,
+            "attach": self._attach,
             "route": self._route,
             "lease": self._lease,
             "may-call": self._may_call,
@@ -101,7 +105,7 @@ class Verbs:
         else:
             check_calls(version, manifest.options.calls, scopes)
             check_requirements(version, manifest.requirements)
-            if not self._archives.has(publish.digest):
+            if not manifest.is_outside and not self._archives.has(publish.digest):
                 raise Refusal("archive_missing", f"the archive of {version} is not here; upload it, then publish")
         created = await self._store.add_version(version, manifest, publish.digest, request.caller)
         if not created:
@@ -134,6 +138,9 @@ class Verbs:
         if stored is None:
             raise Refusal("unknown_version", f"{version} was never published")
         return stored
+
+    async def _attach(self, request: PlatformRequest, body: bytes) -> Struct:
+        return await self._attacher.attach(request, unpack(platform.Attach, body))
 
     async def _alias_set(self, request: PlatformRequest, body: bytes) -> Struct:
         asked = unpack(platform.AliasSet, body)

@@ -21,7 +21,9 @@ from algomesh_broker.request_server import Refusal
 _MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 _ENTRY = re.compile(rf"{_MODULE}:{_MODULE}", re.ASCII)
 _DOTTED = re.compile(_MODULE, re.ASCII)
+_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*", re.ASCII)
 _LONGEST_DESCRIPTION, _LONGEST_SCHEMA, _LONGEST_LINE = 4_000, 64 * 1024, 500
+_MOST_WORDS, _LONGEST_COMMAND = 256, 16 * 1024
 _MOST_CALLS, _MOST_PRELOADS, _MOST_REQUIREMENTS = 64, 64, 256
 _MOST_ALIASES, _MOST_TARGETS, _MOST_WEIGHT = 64, 16, 1_000_000
 _DAY_S = 86_400.0
@@ -40,8 +42,12 @@ def check_manifest(manifest: Manifest, algorithm: str) -> VersionId:
         raise Refusal("name_reserved", f"the owner {version.owner!r} is kept for the mesh itself; take another")
     if manifest.pipeline:
         _check_pipeline(version, manifest)
+    elif manifest.command or manifest.is_outside:
+        _check_command(version, manifest)
     elif not _ENTRY.fullmatch(manifest.entry) or len(manifest.entry) > _LONGEST_LINE:
         raise _bad(version, "entry", manifest.entry, "write module:attribute")
+    if len(manifest.image) > _LONGEST_LINE or (manifest.image and not _IMAGE.fullmatch(manifest.image)):
+        raise _bad(version, "image", manifest.image, "write it as docker does, like 'node:22-slim'")
     if len(manifest.description) > _LONGEST_DESCRIPTION:
         raise _bad(version, "description", "…", f"write at most {_LONGEST_DESCRIPTION} characters")
     if max(len(manifest.input_schema), len(manifest.output_schema)) > _LONGEST_SCHEMA:
@@ -54,9 +60,32 @@ def check_manifest(manifest: Manifest, algorithm: str) -> VersionId:
     return version
 
 
+def _check_command(version: VersionId, manifest: Manifest) -> None:
+    """What is said of a program in another language, and what can only be said of Python code."""
+    command, options = manifest.command, manifest.options
+    if manifest.entry:
+        raise _bad(version, "entry", manifest.entry, "a version has a command or an entry, not both")
+    if len(command) > _MOST_WORDS or sum(map(len, command)) > _LONGEST_COMMAND:
+        raise _bad(
+            version,
+            "command",
+            f"{command[0]} …",
+            f"it has at most {_MOST_WORDS} words and {_LONGEST_COMMAND:,} letters",
+        )
+    if command and (not command[0] or any("\0" in word for word in command)):
+        raise _bad(version, "command", command, "write the program and its arguments, like ['node', 'slugify.js']")
+    ours = {"preload": options.preload, "batch_max": options.batch_max, "cache_s": options.cache_s}
+    ours |= {"streams": options.streams, "takes_parts": options.takes_parts, "requirements": manifest.requirements}
+    for field, value in ours.items():
+        if value:
+            raise _bad(version, field, value, "only a version in Python can have it")
+    if manifest.is_outside and (options.min_instances or manifest.image):
+        raise _bad(version, "command", command, "without one nothing can be started: leave out min_instances and image")
+
+
 def _check_pipeline(version: VersionId, manifest: Manifest) -> None:
     """A pipeline has no code of its own, so nothing that is said of code."""
-    if manifest.entry or manifest.requirements or manifest.options != Options():
+    if manifest.entry or manifest.command or manifest.requirements or manifest.options != Options():
         raise _bad(version, "pipeline", "…", "a pipeline has no entry, no requirements and no options of its own")
     if len(manifest.pipeline) > LARGEST_PIPELINE:
         raise _bad(
