@@ -5,11 +5,14 @@ values of fields whose names say secret are blotted out all the same.
 """
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import structlog
+
+from algomesh_observability.tracing import inbound
 
 _SECRET_WORDS = ("password", "secret", "token", "api_key", "seed", "authorization")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -19,10 +22,10 @@ def configure(program: str, *, level: str = "info", json: bool | None = None, st
     """Set up structlog for this process.
 
     program: added to every line. level: debug, info, warning or error. json: JSON lines, by default
-    wherever `stream` (stderr by default) is not a terminal.
+    wherever `stream` (stderr by default) is not a terminal, and everywhere with ALGOMESH_LOG=json.
     """
     out = stream or sys.stderr
-    as_json = not out.isatty() if json is None else json
+    as_json = not out.isatty() or os.environ.get("ALGOMESH_LOG", "").lower() == "json" if json is None else json
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -34,6 +37,7 @@ def configure(program: str, *, level: str = "info", json: bool | None = None, st
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace,
             _blot_secrets,
             structlog.processors.format_exc_info if as_json else _leave,
             renderer,
@@ -43,6 +47,14 @@ def configure(program: str, *, level: str = "info", json: bool | None = None, st
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(program=program)
+
+
+def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The trace of the request that the line is about, where there is one."""
+    request = inbound()
+    if request is not None and request.trace:
+        event.setdefault("trace_id", request.trace)
+    return event
 
 
 def _blot_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -49,6 +49,7 @@ class RunContext:
         self.caller, self.root_caller, self.algorithm = caller, origin.root_caller, algorithm
         self.origin = origin
         self.cancelled = False
+        self.has_news = False  # something it called failed, or met a cold start; for run_spans.py
         self._host = host
 
     @property

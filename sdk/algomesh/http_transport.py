@@ -15,6 +15,7 @@ from algomesh.inputs import collect
 from algomesh.pipeline import Pipeline, Stage
 from algomesh.response import Metadata, Response
 from algomesh.transport import Input, Origin
+from algomesh_observability.tracing import current_header
 
 if TYPE_CHECKING:
     import aiohttp
@@ -87,7 +88,7 @@ class HttpTransport:
     ) -> AsyncIterator["aiohttp.ClientResponse"]:
         """Send one request and give its answer, which is a 200. Raises MeshError."""
         content = await collect(given)
-        headers = {"Accept": accept, http_face.TIMEOUT: f"{timeout_s:.3f}"}
+        headers = {"Accept": accept, http_face.TIMEOUT: f"{timeout_s:.3f}", **current_header()}
         data: Any
         stage = ""
         if isinstance(pipeline, Stage) and pipeline.is_plain:

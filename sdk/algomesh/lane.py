@@ -9,12 +9,13 @@ answer comes from its last stage.
 import asyncio
 import itertools
 import secrets
+import sys
 from collections.abc import Hashable, Iterable
 from typing import Final
 
 from msgspec.structs import replace
 
-from algomesh import errors
+from algomesh import call_spans, errors
 from algomesh.chain import Chain, chain_of_call
 from algomesh.claiming import Claims, is_large
 from algomesh.content import Content
@@ -28,6 +29,7 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, BrokerError, PayloadTooLarge
 from algomesh_broker.names import VersionId
 from algomesh_broker.protocol import NO_RESPONDERS
+from algomesh_observability import tracing
 from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.lane")
@@ -90,6 +92,9 @@ class Lane:
         """
         if is_large(order.content):
             order = replace(order, content=await self.keep(order.content, order.deadline, order.run))
+        span = call_spans.begin(order) if tracing.SDK in sys.modules else None
+        if span is not None:
+            order = replace(order, traceparent=span.traceparent)
         pending, call_id = self._register(order)
         try:
             self._send(pending, codec.encode(pending.call))
@@ -107,6 +112,8 @@ class Lane:
             self.claims.forget(order.run)
             if pending.is_over_cleanly:
                 self._free_ids.append(call_id)
+            if span is not None:
+                span.end(pending, sys.exc_info()[1], self._loop.time())
 
     @property
     def host(self) -> str:

@@ -31,7 +31,7 @@ from algomesh_broker.identity import Identity, is_instance_token
 from algomesh_broker.messages import ContentType, Result, VersionEntry
 from algomesh_broker.names import Reference, VersionId
 from algomesh_broker.route import Route
-from algomesh_observability.tracing import traceparent
+from algomesh_observability.tracing import beneath, traceparent
 
 _MOST_KNOWN: Final = 1024
 
@@ -149,7 +149,7 @@ class NatsTransport:
                 root_caller,
                 depth,
                 budget,
-                traceparent(root, run),
+                traceparent(root, run, _within(origin)),
                 attempts=entry.attempts,
             )
         )
@@ -241,7 +241,8 @@ class NatsTransport:
         if origin is None:
             return Trip(granted, route, run, "", self._caller, self._loop.time() + timeout_s), run
         root, parent, root_caller, depth, allowance, deadline = self._origin(timeout_s, origin, "")
-        return Trip(granted, route, root, parent, root_caller, deadline, depth, allowance), run
+        within = _within(origin)
+        return Trip(granted, route, root, parent, root_caller, deadline, depth, allowance, traceparent=within), run
 
     def _route(self, pipeline: Pipeline) -> Route:
         """The pipeline with every version resolved; made once for as long as the directory stays as it is."""
@@ -277,6 +278,11 @@ class NatsTransport:
         """Let go of the connection; calls under way fail."""
         self.lane.close()
         await self.connection.close()
+
+
+def _within(origin: Origin | None) -> str:
+    """The trace of who asks, for what it asks for."""
+    return "" if origin is None else beneath(origin.traceparent, origin.run, origin.root)
 
 
 def _response(output: Content, result: Result, pending: Pending, began: float) -> Response:

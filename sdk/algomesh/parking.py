@@ -11,6 +11,7 @@ from algomesh import errors
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection
 from algomesh_broker.names import VersionId
+from algomesh_observability.tracing import beneath
 
 UNAVAILABLE: Final = 10008  # there is no stream: a server that has just started has none until the launcher saw to it
 RETRY_S: Final = 0.1
@@ -36,13 +37,15 @@ def park(
     """
     headers = {"Nats-TTL": f"{max(1, math.ceil(left_s))}s"}
     connection.publish(subjects.park(subject), envelope, ticket, headers)
+    run = call.run if call.at < 0 else f"{call.run}-{call.at}"
     demand = messages.Demand(
-        run=call.run if call.at < 0 else f"{call.run}-{call.at}",
+        run=run,
         root=call.root,
         parent=call.parent,
         root_caller=call.root_caller,
         attempt=call.attempt,
         stages=list(stages),
+        traceparent=beneath(call.traceparent, run, call.root),
     )
     connection.publish(subjects.demand(version, demander), codec.encode(demand))
 

@@ -15,7 +15,8 @@ Input = Content | AsyncIterator[Content]
 class Origin(NamedTuple):
     """The run on whose behalf a call is made; `deadline` is the loop's time, in seconds.
 
-    `allowance` counts what it begins; without one it is `budget` for this call alone.
+    `allowance` counts what it begins; without one it is `budget` for this call alone. `traceparent` is what the run was
+    given, not what its calls are: see `tracing.beneath`.
     """
 
     run: str
@@ -25,6 +26,7 @@ class Origin(NamedTuple):
     budget: int
     deadline: float
     allowance: Allowance | None = None
+    traceparent: str = ""
 
 
 class Transport(Protocol):

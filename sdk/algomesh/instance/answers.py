@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from algomesh import content, errors
 from algomesh.instance.job import Job
 from algomesh.instance.record import Record
+from algomesh.instance.run_spans import RunSpans
 from algomesh.instance.sightings import Sightings
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.boot import Boot
@@ -37,6 +38,7 @@ class Answers:
         self._start_ms = max(0, ready_ns - boot.launched_ns) // 1_000_000
         self._record = Record(connection, version)
         self._sightings = Sightings(connection, version)
+        self._spans = RunSpans.if_on(version)
         # Made once: they are in every answer and every record.
         self._stage, self._algorithm, self._number = str(version), version.algorithm, str(version.version)
         self._replies = subjects.replies_of(version.caller)
@@ -155,6 +157,8 @@ class Answers:
     def _event(self, job: Job, state: messages.RunState, took_s: float = 0.0, error: str = "") -> messages.RunEvent:
         call = job.call
         now = time.time()
+        if self._spans is not None and state != "running":
+            self._spans.ended(job, state, took_s, error)
         if job.started:
             self._sightings.add(job, 0.0 if state == "running" else now)
         return messages.RunEvent(

@@ -326,7 +326,7 @@ class Intake:
             return
         if job is None:
             return
-        job.cold_ms = waited_ms
+        job.cold_ms = job.waited_ms = waited_ms
         self._begin(job)
 
     def park(self, job: Job) -> None:

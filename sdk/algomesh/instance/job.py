@@ -26,7 +26,8 @@ class Job(Struct, eq=False):
     `caller` waits for the answer: the subject's caller, or for a hop who the route says. `run` is this run's own
     id: the call's, or for a step of a pipeline one made of it. `granted` and `place` are set for such a step,
     and `next` is the one that comes after it, END when the answer goes to the caller. `is_cached` says that its output
-    is that of another run. `reader` is who reads the parts: caller, session, call.
+    is that of another run. `reader` is who reads the parts: caller, session, call. `waited_ms` is how long it lay with
+    the stream.
     """
 
     call: Call
@@ -50,6 +51,7 @@ class Job(Struct, eq=False):
     is_cached: bool = False
     is_over: bool = False
     is_unread: bool = False
+    waited_ms: float = 0.0
     gone: int = 0
     calling: set[asyncio.Task[Any]] = set()
     inflow: "Inflow | None" = None
@@ -87,11 +89,25 @@ class Job(Struct, eq=False):
         return self._allowance
 
     @property
+    def has_news(self) -> bool:
+        """Whether something it called has failed, or met a cold start."""
+        return self._context is not None and self._context.has_news
+
+    @property
     def context(self) -> RunContext:
         """What its code may know of it; made when it is first asked for, in the loop's thread or before its own."""
         if self._context is None:
             call = self.call
-            origin = Origin(self.run, call.root, call.root_caller, call.depth, call.budget, self.limit, self.allowance)
+            origin = Origin(
+                self.run,
+                call.root,
+                call.root_caller,
+                call.depth,
+                call.budget,
+                self.limit,
+                self.allowance,
+                call.traceparent,
+            )
             self._context = RunContext(
                 self.host, origin, parent=call.parent, caller=self.caller, algorithm=self.algorithm
             )

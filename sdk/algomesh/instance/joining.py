@@ -28,6 +28,7 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.errors import BrokerError
 from algomesh_broker.route import END, CallStep, EachStep
 from algomesh_observability.logger import get_logger
+from algomesh_observability.tracing import beneath
 
 log = get_logger("algomesh.joining")
 
@@ -175,6 +176,7 @@ class Joiner:
             allowance=job.allowance,
             agent=call.at,
             is_near=call.is_near,
+            traceparent=beneath(call.traceparent, job.run, call.root),
         )
         at = job.next
         tally = Tally()
@@ -192,6 +194,8 @@ class Joiner:
             if at == END or isinstance(route.steps[at], CallStep):
                 break
         spent_ms += tally.compute_ms
+        if tally.cold_s > 0:
+            job.context.has_news = True
         job.writers = sorted({*job.writers, *tally.writers})
         if is_large(output):
             output = await self.keep(job, output)

@@ -8,6 +8,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from algomesh.instance import run_spans
+
 
 class Threads:
     """Runs functions in daemon threads; one that hangs keeps nobody from leaving."""
@@ -27,6 +29,7 @@ class Threads:
         self._queue.put(work)
 
     def _serve(self) -> None:
+        run_spans.attach()
         while True:
             done = self._queue.get()()
             self._loop.call_soon_threadsafe(self._done, done)

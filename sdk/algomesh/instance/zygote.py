@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Final
 
 from algomesh.instance import child, control, descendants, prctl
+from algomesh_observability import telemetry
 
 DEFAULT_ENTRY: Final = "algomesh.instance.boot:main"
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -84,6 +85,7 @@ def prepare(modules: list[str], entry: str) -> tuple[child.Entry | None, str]:
             importlib.import_module(name)
         module, _, function = entry.partition(":")
         found: child.Entry = getattr(importlib.import_module(module), function)
+        telemetry.preload()
     except BaseException as error:  # a module may raise anything while it is imported, SystemExit too
         return None, f"importing {', '.join([*modules, entry])} failed: {type(error).__name__}: {error}"
     for stream in (sys.stdout, sys.stderr):

@@ -1,8 +1,8 @@
 """Which mesh a command speaks to, and with which key.
 
-ALGOMESH_URL and ALGOMESH_API_KEY decide. What they do not say is taken from a mesh that runs on the default state
-directory (or on ALGOMESH_STATE), so that a second terminal on the same machine just works; that mesh's key is sent
-to that mesh only.
+ALGOMESH_URL and ALGOMESH_API_KEY (or ALGOMESH_API_KEY_FILE, a file that holds it) decide. What they do not say is
+taken from a mesh that runs on the default state directory (or on ALGOMESH_STATE), so that a second terminal on the
+same machine just works; that mesh's key is sent to that mesh only.
 """
 
 import os
@@ -33,7 +33,7 @@ class Address(NamedTuple):
 
 def find_address(environment: Mapping[str, str] = os.environ) -> Address:
     """The address to use. Raises Unreachable when there is none, Unauthenticated when only the key is missing."""
-    url, key = environment.get("ALGOMESH_URL", ""), environment.get("ALGOMESH_API_KEY", "").removeprefix("Simple ")
+    url, key = environment.get("ALGOMESH_URL", ""), _key_in(environment).removeprefix("Simple ")
     if url and key:
         return Address(url, key)
     running = RunningMesh.find(find_state(environment))
@@ -52,6 +52,17 @@ def find_state(environment: Mapping[str, str] = os.environ) -> Path:
 
     chosen = environment.get("ALGOMESH_STATE", "")
     return Path(chosen).expanduser() if chosen else default_state_path()
+
+
+def _key_in(environment: Mapping[str, str]) -> str:
+    """The key itself, or what is in the file that is named: a container's environment is no place for a secret."""
+    key, file = environment.get("ALGOMESH_API_KEY", ""), environment.get("ALGOMESH_API_KEY_FILE", "")
+    if key or not file:
+        return key
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unauthenticated(f"ALGOMESH_API_KEY_FILE cannot be read: {error}") from error
 
 
 def _key_of(running: RunningMesh) -> str:

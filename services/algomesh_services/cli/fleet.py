@@ -50,6 +50,7 @@ _RUNS_PLAIN: Final = (Column("run", "run"), *_RUNS[1:])
 _NOBODY: Final = "no instance runs; a call starts one"
 _WATCH_S: Final = 1.0
 _RUN_ID_LENGTH: Final = 32
+_TOLD: Final = ("run", "algorithm", "instance", "timestamp")
 _LATEST: Final = 1_000
 
 
@@ -156,10 +157,27 @@ async def _watch(connection: Connection) -> None:
             await asyncio.sleep(_WATCH_S)
 
 
+def _readable(text: str) -> str:
+    """A line that is an object, as ALGOMESH_LOG=json has them, without what stands before it already."""
+    if not text.startswith('{"'):
+        return text
+    try:
+        fields = msgspec.json.decode(text.encode(), type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return text
+    event, level = fields.pop("event", None), fields.pop("level", "")
+    if not isinstance(event, str) or "instance" not in fields:
+        return text  # something that an algorithm has printed
+    said = [event, *(f"{name}={value!r}" for name, value in fields.items() if name not in (*_TOLD, "exception"))]
+    if level not in ("", "info"):
+        said.insert(0, str(level))
+    return " ".join(said) + (f"\n{fields['exception']}" if "exception" in fields else "")
+
+
 def _print_log(line: platform.LogLine) -> None:
     at = datetime.fromtimestamp(line.at, UTC).strftime("%Y-%m-%d %H:%M:%S") if line.at else "-"
     who = f"{line.version} {line.instance}{' ' + line.run[:12] if line.run else ''}"
     if is_terminal(sys.stdout):
-        write(f"\x1b[2m{at} {who}\x1b[0m  {line.line}")
+        write(f"\x1b[2m{at} {who}\x1b[0m  {_readable(line.line)}")
     else:
-        write(f"{at} {who}  {line.line}")
+        write(f"{at} {who}  {_readable(line.line)}")

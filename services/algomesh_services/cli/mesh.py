@@ -104,7 +104,7 @@ def _say_ready(mesh: Mesh, *, as_json: bool, took_s: float) -> None:
         if as_json:
             pids = {"up": os.getpid(), **mesh.pids}
             fields = {"gateway": mesh.gateway, "nats": mesh.nats, "key": mesh.key, "state": state, "pids": pids}
-            write(json.dumps(fields))
+            write(json.dumps({**fields, "metrics": mesh.metrics}))
         else:
             write("\n".join(_words(mesh, state, took_s)))
 

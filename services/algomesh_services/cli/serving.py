@@ -2,13 +2,16 @@
 
 import asyncio
 import importlib
+import os
+import secrets
 from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
-import typer
 
+from algomesh_observability import telemetry
 from algomesh_observability.logs import configure
+from algomesh_observability.metrics_server import metrics_address, serving_metrics
 from algomesh_services.cli.output import say_error
 
 log = structlog.get_logger("algomesh.serve")
@@ -19,25 +22,36 @@ PROGRAMS: Final = ("registry", "launcher", "gateway", "ledger", "prewarmer")
 def serve(program: str) -> None:
     """Run `program` until SIGTERM or SIGINT. A setting that is missing ends it with one line."""
     if program not in PROGRAMS:
+        import typer
+
         raise typer.BadParameter(f"{program!r} is none of {', '.join(PROGRAMS)}", param_hint="PROGRAM")
-    configure(program)
+    configure(program, level=os.environ.get("ALGOMESH_LOG_LEVEL", "").strip().lower() or "info")
     try:
         settings = importlib.import_module(f"algomesh_services.{program}.settings").Settings.from_environment()
         service = importlib.import_module(f"algomesh_services.{program}.service")
+        metrics_address()
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("algomesh"):
             raise
         say_error(f"{program} needs {error.name}, which is not installed: pip install 'algomesh[mesh]'")
-        raise typer.Exit(1) from error
+        raise SystemExit(1) from error
     except ValueError as error:  # every program's own word for a setting that is missing or wrong
         say_error(str(error))
-        raise typer.Exit(1) from error
+        raise SystemExit(1) from error
     try:
-        _run(service.run(settings))
+        telemetry.configure(f"algomesh-{program}", instance=f"{program}-{secrets.token_hex(4)}")
+        _run(_measured(service.run(settings)))
     except Exception as error:
         # Whoever supervises us starts us again; the log keeps what happened.
         log.exception("program_failed", error=_cause(error))
-        raise typer.Exit(1) from error
+        raise SystemExit(1) from error
+    finally:
+        telemetry.shut_down()
+
+
+async def _measured(work: Coroutine[Any, Any, None]) -> None:
+    async with serving_metrics():
+        await work
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -10,11 +10,13 @@ from aiohttp import hdrs, web
 from structlog.contextvars import bind_contextvars
 
 from algomesh import errors, http_face
+from algomesh_services.gateway import metrics
 from algomesh_services.gateway.algorithmia_face import AlgorithmiaFace, failure_answer
 from algomesh_services.gateway.answers import MethodNotAllowed, error_answer, json_answer
 from algomesh_services.gateway.guard import Guard
 from algomesh_services.gateway.mesh_face import MeshFace
 from algomesh_services.gateway.pages import Pages
+from algomesh_services.gateway.request_spans import traced
 from algomesh_services.gateway.stream_face import StreamFace
 
 log = structlog.get_logger("algomesh.gateway")
@@ -55,7 +57,7 @@ def build_app(faces: Faces, guard: Guard, is_serving: Callable[[], bool]) -> web
             guard.end(protocol)
             _log(request, answer, time.perf_counter() - began)
 
-    app = web.Application(middlewares=[edge])
+    app = web.Application(middlewares=[traced, edge])
     mesh, streams, algorithmia, pages = faces
     app.router.add_post(http_face.CALL_PATH + "/{reference:[^/]+/.+}", mesh.call)
     app.router.add_post(http_face.PIPE_PATH, mesh.pipe)
@@ -111,11 +113,14 @@ def _log(request: web.Request, answer: web.StreamResponse | None, took_s: float)
     """
     route = _route(request)
     write = log.debug if route in _QUIET else log.info
+    method = request.method if request.method in hdrs.METH_ALL else "other"
+    status = 0 if answer is None else answer.status
+    metrics.served(route, method, status, took_s)
     write(
         "request_served" if answer is not None else "client_gone",
-        method=request.method if request.method in hdrs.METH_ALL else "other",
+        method=method,
         route=route,
-        status=0 if answer is None else answer.status,
+        status=status,
         took_ms=round(took_s * 1000, 2),
         remote=request.remote,
     )

@@ -25,9 +25,11 @@ from algomesh_services.gateway.intake import Intake
 from algomesh_services.gateway.keys import KeyPool
 from algomesh_services.gateway.link import Link
 from algomesh_services.gateway.mesh_face import MeshFace
+from algomesh_services.gateway.metrics import watch
 from algomesh_services.gateway.pages import Pages
 from algomesh_services.gateway.settings import Settings
 from algomesh_services.gateway.stream_face import StreamFace
+from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.gateway")
 
@@ -87,12 +89,15 @@ async def serving(settings: Settings) -> AsyncIterator[Address]:
     )
     guard = Guard(head_s=settings.head_s, idle_s=settings.idle_s, limit=settings.connections)
     detached = Detached(settings.detached)
-    stopping = asyncio.Event()
+    leaving, stopping = asyncio.Event(), asyncio.Event()
+
+    def is_ready() -> bool:
+        return not leaving.is_set()
 
     def is_serving() -> bool:
         return not stopping.is_set()
 
-    pages = Pages(link, keys, is_serving)
+    pages = Pages(link, keys, is_ready)
     faces = Faces(
         MeshFace(keys, intake),
         StreamFace(keys, intake, settings.beat_s),
@@ -120,12 +125,17 @@ async def serving(settings: Settings) -> AsyncIterator[Address]:
             loop.create_task(link.run(), name="link"),
             loop.create_task(keys.run(), name="keys"),
             loop.create_task(guard.run(runner.server), name="guard"),
+            loop.create_task(show_ready(lambda: is_ready() and link.is_up), name="readiness"),
         ]
         _tell(settings.address_file, address)
         log.info("listening", host=address.host, port=address.port)
         try:
-            yield address
+            with watch(guard, keys, link):
+                yield address
         finally:
+            # Whoever shares calls out between gateways learns of it before any call is refused.
+            leaving.set()
+            await asyncio.sleep(settings.leave_s)
             stopping.set()
             settings.address_file.unlink(missing_ok=True)
             await site.stop()

@@ -20,6 +20,8 @@ class BadSetting(ValueError):
 class Settings:
     """Addresses, places and bounds. Times in seconds; port 0 is any free one, told in `run/gateway.json`.
 
+    `leave_s` is how long a gateway that was told to stop still takes calls while it says that it is not ready, for
+    those who share calls out between several; `grace_s` is how long calls under way may then go on.
     `head_s` is how long a connection may take to its first whole request head, `idle_s` how long it may wait
     between two; a body must not pause longer than `body_pause_s` nor take longer than `body_s`.
     `body_bytes` bounds one input, `bodies_bytes` all bodies in memory together. `beat_s` is the silence in a stream
@@ -32,6 +34,7 @@ class Settings:
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     grace_s: float = 5.0
+    leave_s: float = 0.0
     head_s: float = 10.0
     idle_s: float = 75.0
     body_pause_s: float = 10.0
@@ -57,7 +60,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
+        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `…_LEAVE_S`, `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
 
         Raises BadSetting, naming the variable.
         """
@@ -71,6 +74,7 @@ class Settings:
             port=_port(environment.get("ALGOMESH_GATEWAY_PORT", "").strip()),
             body_bytes=_size(environment.get("ALGOMESH_GATEWAY_BODY_BYTES", "").strip()),
             grace_s=_seconds("ALGOMESH_GRACE_S", environment.get("ALGOMESH_GRACE_S", "").strip(), cls.grace_s),
+            leave_s=_seconds("ALGOMESH_LEAVE_S", environment.get("ALGOMESH_LEAVE_S", "").strip(), cls.leave_s),
         )
 
 

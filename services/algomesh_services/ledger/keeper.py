@@ -12,9 +12,10 @@ from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import BadMessage, Forbidden
 from algomesh_broker.messages import Death, RunEvent
 from algomesh_broker.subjects import ALL_FLEET, HOST_BEATS
-from algomesh_services.ledger import events
+from algomesh_services.ledger import events, metrics
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.fleet import Deaths
+from algomesh_services.ledger.lag import Lag
 from algomesh_services.ledger.store import Store
 from algomesh_services.postgres_pool import BadRows, StoreAway
 
@@ -30,7 +31,10 @@ _HOST_PREFIX: Final = HOST_BEATS.removesuffix("*")
 
 
 class Keeper:
-    """Keeps the table. `keep` and `look_after` run until cancelled; a batch under way is finished by `finish`."""
+    """Keeps the table. `keep` and `look_after` run until cancelled; a batch under way is finished by `finish`.
+
+    `lag` is how far the table is behind; `is_stored` says whether PostgreSQL took what it was last given.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,8 @@ class Keeper:
         self._deaths = Deaths(self._loop.time())
         self._is_written = asyncio.Event()
         self._is_written.set()
+        self.lag = Lag()
+        self.is_stored = True
 
     # Events
 
@@ -56,9 +62,11 @@ class Keeper:
         while True:
             messages = await self._feed.take()
             self._is_written.clear()
+            self.lag.took(messages)
             try:
                 await self._keep_batch(messages)
                 self._feed.acknowledge(messages)
+                metrics.DELAY_SECONDS.observe(self.lag.wrote(self._clock()))
             finally:
                 self._is_written.set()
 
@@ -83,31 +91,39 @@ class Keeper:
             taken = events.read(message.subject, message.data, self._clock())
         except BadMessage as error:
             log.warning("events_unreadable", subject=message.subject, error=str(error))
+            metrics.DROPPED.add(1, "unreadable")
             return []
         if taken.dropped:
             log.warning("events_dropped", subject=message.subject, count=taken.dropped)
+            metrics.DROPPED.add(taken.dropped, "not_allowed")
         return taken.events
 
     async def _write(self, batch: list[RunEvent]) -> None:
         """Write until it is committed; rows that PostgreSQL refuses are found by halving, and dropped."""
-        delay_s, said = _RETRY_FIRST_S, ""
+        delay_s, said, began = _RETRY_FIRST_S, "", self._loop.time()
         while batch:
             try:
-                await self._store.write(batch)
+                ended = await self._store.write(batch)
             except BadRows as error:
                 if len(batch) == 1:
                     log.warning("event_refused", run=batch[0].run, algorithm=batch[0].algorithm, error=str(error))
+                    metrics.DROPPED.add(1, "refused")
                     return
                 middle = len(batch) // 2
                 await self._write(batch[:middle])
                 batch = batch[middle:]
             except StoreAway as error:
+                self.is_stored = False
                 if str(error) != said:
                     said = str(error)
                     log.warning("waiting_for_server", server="postgres", error=said, events=len(batch))
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _RETRY_LAST_S)
             else:
+                self.is_stored = True
+                metrics.ROWS.add(len(batch))
+                metrics.WRITE_SECONDS.observe(self._loop.time() - began)
+                metrics.RUNS.count(ended)
                 return
 
     # The fleet
@@ -153,6 +169,7 @@ class Keeper:
             count = await self._store.lose_instances(instances, reason, self._clock())
             if count:
                 log.info("runs_lost", count=count, reason=reason)
+                metrics.LOST.add(count, reason)
 
     async def _upkeep(self) -> None:
         running = await self._store.running_instances()
@@ -160,6 +177,7 @@ class Keeper:
         if homeless:
             count = await self._store.lose_instances(homeless, "host_lost", self._clock())
             log.info("runs_lost", count=count, reason="host_lost")
+            metrics.LOST.add(count, "host_lost")
         await self._store.lose_older(_LONGEST_RUN_DAYS, "instance_lost", self._clock())
         deleted = await self._store.delete_older(self._keep_days, self._delete_rows)
         if deleted:

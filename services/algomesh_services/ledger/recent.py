@@ -24,7 +24,7 @@ class Recent:
     """The last `most` (run, attempt) whose end was written, and as many that still ran, which may take long."""
 
     def __init__(self, most: int = MOST) -> None:
-        self._running, self._ended = _Keys(most), _Keys(most)
+        self._running, self._ended, self._lost = _Keys(most), _Keys(most), _Keys(most)
 
     def split(self, batch: Sequence[RunEvent]) -> Split:
         """What is to be added, and what is to be merged with what is there."""
@@ -35,10 +35,20 @@ class Recent:
         told = list(zip(keys, batch, strict=True))
         return Split([event for key, event in told if key not in known], [event for key, event in told if key in known])
 
-    def add(self, batch: Sequence[RunEvent]) -> None:
-        """These are in the table now."""
-        self._running.add(_keys([event for event in batch if event.state in events.RANKS]))
-        self._ended.add(_keys([event for event in batch if event.state not in events.RANKS]))
+    def add(self, batch: Sequence[RunEvent]) -> list[RunEvent]:
+        """These are in the table now; those that are the first end of their run, as far as is known, are returned."""
+        running = [event for event in batch if event.state in events.RANKS]
+        ended = [event for event in batch if event.state not in events.RANKS] if running else list(batch)
+        lost = [event for event in running if event.state == "lost"]
+        self._running.add(_keys(running))
+        lost_keys, ended_keys = _keys(lost), _keys(ended)
+        told = self._lost.of(ended_keys + lost_keys) | self._ended.of(ended_keys + lost_keys)
+        self._lost.add(lost_keys)
+        self._ended.add(ended_keys)
+        if not told:
+            return ended + lost
+        keyed = zip(ended_keys + lost_keys, ended + lost, strict=True)
+        return [event for key, event in keyed if key not in told]
 
 
 class _Keys:

@@ -19,11 +19,13 @@ from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.courtesy import give_way
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.keeper import Keeper
+from algomesh_services.ledger.metrics import watch
 from algomesh_services.ledger.settings import Settings
 from algomesh_services.ledger.store import Store
 from algomesh_services.ledger.verbs import Verbs
 from algomesh_services.lifecycle import retried, work_until
 from algomesh_services.postgres_pool import StoreAway
+from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.ledger")
 
@@ -83,10 +85,12 @@ async def _work(
     )
     if not await retried(stopping, PROGRAM, "nats", lambda: _up(feed, keeper, requests, connection)):
         return
+    await stack.enter_async_context(watch(keeper, connection))
     async with asyncio.TaskGroup() as tasks:
         work = [
             tasks.create_task(keeper.keep(), name="ledger-keep"),
             tasks.create_task(keeper.look_after(), name="ledger-look-after"),
+            tasks.create_task(show_ready(lambda: connection.is_connected), name="ledger-readiness"),
         ]
         log.info("ready")
         on_ready()

@@ -16,6 +16,7 @@ from msgspec.structs import astuple
 
 from algomesh_broker.messages import RunEvent
 from algomesh_broker.platform import RunRow
+from algomesh_services.database_spans import writes
 from algomesh_services.ledger.migrations import MIGRATIONS
 from algomesh_services.ledger.recent import Recent
 from algomesh_services.postgres_pool import DoubledRows, PostgresPool, Session, copy
@@ -108,8 +109,12 @@ class Store:
         """Close every connection."""
         await self._pool.close()
 
-    async def write(self, events: Sequence[RunEvent]) -> None:
-        """Keep these events, one for each attempt of each run, in one transaction. Raises BadRows too."""
+    @writes("INSERT", "runs", is_batch=True)
+    async def write(self, events: Sequence[RunEvent]) -> list[RunEvent]:
+        """Keep these events, one for each attempt of each run, in one transaction. Raises BadRows too.
+
+        Returns those that are the first end of their attempt, as far as is remembered.
+        """
         new, known = self._recent.split(events)
         try:
             if not known:
@@ -123,7 +128,7 @@ class Store:
         except DoubledRows:  # told before this program began, or longer ago than it remembers, or to another one
             async with self._pool.session() as session:
                 await self._upsert(session, events)
-        self._recent.add(events)
+        return self._recent.add(events)
 
     async def lose_instances(self, instances: Sequence[str], error: str, at: float) -> int:
         """The runs that still ran in these instances are lost; how many."""

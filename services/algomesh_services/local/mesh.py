@@ -21,9 +21,10 @@ from algomesh_broker.program import Program
 from algomesh_broker.server import NatsConfig, NatsServer
 from algomesh_services.local.errors import ChildFailed, LocalError, PortInUse, StateError, StateFull
 from algomesh_services.local.foreign import check_nats, check_postgres
+from algomesh_services.local.metrics_targets import choose_metrics
 from algomesh_services.local.ports import check_port
 from algomesh_services.local.postgres import Postgres
-from algomesh_services.local.programs import mesh_programs
+from algomesh_services.local.programs import NAMES, mesh_programs
 from algomesh_services.local.running import RunningMesh
 from algomesh_services.local.state import StateDirectory
 from algomesh_services.local.supervisor import Supervisor
@@ -67,6 +68,7 @@ class Mesh:
         self.nats = ""
         self.key = ""
         self.is_new_key = False
+        self.metrics: dict[str, str] = {}
         self._supervisor: Supervisor | None = None
         self._stack = AsyncExitStack()
 
@@ -137,7 +139,14 @@ class Mesh:
             "ALGOMESH_GATEWAY_PORT": str(port),
             "PYTHONUNBUFFERED": "1",
         }
-        return [*servers, *mesh_programs(environment, state.logs, postgres=dsn, pass_fds=(state.lock_fd,))]
+        try:
+            self.metrics = choose_metrics(state.run, NAMES)
+        except OSError as error:
+            raise _as_state_error(error, state.run) from error
+        programs = mesh_programs(
+            environment, state.logs, postgres=dsn, metrics=self.metrics, pass_fds=(state.lock_fd,)
+        )
+        return [*servers, *programs]
 
     def _nats_server(self) -> NatsServer:
         state = self.state
@@ -170,7 +179,8 @@ class Mesh:
     def _announce(self) -> None:
         """Let a second terminal find us."""
         path = str(self.state.path)
-        running = RunningMesh(gateway=self.gateway, nats=self.nats, state=path, pid=os.getpid())
+        metrics = {name: f"http://{address}/metrics" for name, address in self.metrics.items()}
+        running = RunningMesh(gateway=self.gateway, nats=self.nats, state=path, pid=os.getpid(), metrics=metrics)
         try:
             running.write()
         except OSError as error:

@@ -86,16 +86,23 @@ class MeshProgram(Child):
 
 
 def mesh_programs(
-    environment: Mapping[str, str], logs: Path, *, postgres: str, pass_fds: tuple[int, ...] = ()
+    environment: Mapping[str, str],
+    logs: Path,
+    *,
+    postgres: str,
+    metrics: Mapping[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> list[MeshProgram]:
     """All of them, in the order of their start. Only those that keep records are told of the database.
 
+    `metrics` is where each shows its own, `host:port`.
     With ALGOMESH_PREWARM=off the mesh does without the pre-warmer, and unused instances stay for fixed times.
     """
     programs: list[MeshProgram] = []
     is_prewarmed = os.environ.get("ALGOMESH_PREWARM", "").strip().lower() not in ("off", "0", "no", "false")
     for name in (name for name in NAMES if is_prewarmed or name != "prewarmer"):
         known = {**environment, "ALGOMESH_POSTGRES": postgres if name in _KEEP_RECORDS else ""}
+        known["ALGOMESH_METRICS"] = (metrics or {}).get(name, "")
         if name == "launcher":  # its goodbye must come before the supervisor's patience ends
             known["ALGOMESH_GRACE_S"] = str(0.6 * _GRACE_S[name])
         is_last = name == NAMES[-1]

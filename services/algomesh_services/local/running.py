@@ -6,7 +6,7 @@ whoever reads it sees whether its process still runs.
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -15,12 +15,13 @@ _NAME = "mesh.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunningMesh:
-    """Where a mesh is reached. `pid` is that of `algomesh up`."""
+    """Where a mesh is reached, and where its programs show metrics. `pid` is that of `algomesh up`."""
 
     gateway: str
     nats: str
     state: str
     pid: int
+    metrics: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def find(cls, state: Path) -> Self | None:
