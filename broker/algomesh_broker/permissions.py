@@ -28,7 +28,10 @@ DIRECTORY_GET = f"$JS.API.DIRECT.GET.{DIRECTORY_STREAM}"
 DIRECTORY_UPDATES = f"$KV.{subjects.DIRECTORY_BUCKET}.>"
 AUTH_REQUESTS = "$SYS.REQ.USER.AUTH"
 _FORM = "a scope is 'call:PATTERN', 'publish:PATTERN', 'observe' or 'admin'; a pattern is owner/name, owner/* or *"
-_PUBLISHERS_ASK = (("registry", ("upload", "publish", "manifest", "attach", "alias-set")), ("launcher", ("stop", "logs")))
+_PUBLISHERS_ASK = (
+    ("registry", ("upload", "publish", "manifest", "attach", "alias-set")),
+    ("launcher", ("stop", "logs")),
+)
 _OBSERVERS_ASK = (
     ("registry", ("manifest",)),
     ("launcher", ("ps", "logs")),

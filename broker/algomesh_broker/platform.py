@@ -56,7 +56,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     A named pipeline has its JSON form as `pipeline`, and neither entry nor archive nor options.
     A program in another language has its `command` instead of an entry, run in the unpacked archive's folder.
     `image` is the container image in which the docker driver runs it; empty: the launcher's own.
-    With neither entry, command nor pipeline it runs outside only, in instances that users attach; it has no archive.
+    One that `is_outside` has none of the three, and no archive: it runs only in instances that users attach.
     """
 
     owner: str
@@ -73,11 +73,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     pipeline: bytes = b""
     command: list[str] = []
     image: str = ""
-
-    @property
-    def is_outside(self) -> bool:
-        """Whether no launcher can start it: it has nothing to start, and runs where a user runs it."""
-        return not (self.entry or self.command or self.pipeline)
+    is_outside: bool = False
 
 
 class Upload(Struct, frozen=True, kw_only=True):

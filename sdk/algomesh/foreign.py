@@ -87,6 +87,8 @@ def describe_foreign(
 ) -> Manifest:
     """The manifest of something that is not Python; `options` are those of @algorithm that it may have.
 
+    Without a `command` it is one that runs outside: no launcher can start it.
+
     Raises BadProject.
     """
     if not isinstance(options, dict):
@@ -111,6 +113,7 @@ def describe_foreign(
         gives=gives,
         command=command,
         image=image,
+        is_outside=not command,
     )
 
 

@@ -24,7 +24,7 @@ from tests.integration.registry_fixtures import ADMIN_KEY, Mesh, Refused, ask, e
 pytestmark = pytest.mark.integration
 
 WORDS = VersionId.parse("me/words/1.0.0")
-OUTSIDE = platform.Manifest(owner="me", name="words", version="1.0.0", entry="")
+OUTSIDE = platform.Manifest(owner="me", name="words", version="1.0.0", entry="", is_outside=True)
 
 
 @pytest_asyncio.fixture
@@ -180,7 +180,7 @@ async def shout(value: Any) -> Any:
 
 
 async def test_a_version_with_a_command_is_published_with_its_archive(admin: Connection) -> None:
-    manifest = replace(OUTSIDE, command=["node", "words.js"], image="node:22-slim")
+    manifest = replace(OUTSIDE, is_outside=False, command=["node", "words.js"], image="node:22-slim")
     digest = await upload(admin, "me/words", b"archive")
 
     await publish_manifest(admin, manifest, digest)
@@ -208,11 +208,12 @@ async def test_a_version_with_a_command_is_published_with_its_archive(admin: Con
         ({"command": ["node"], "options": platform.Options(cache_s=4)}, "only a version in Python"),
         ({"options": platform.Options(min_instances=1)}, "leave out min_instances"),
         ({"image": "node:22"}, "leave out min_instances and image"),
+        ({"command": ["node"], "is_outside": True}, "runs outside has none"),
     ],
 )
 async def test_a_command_that_cannot_be_is_refused(admin: Connection, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(Refused, match=said) as refused:
-        await publish_manifest(admin, replace(OUTSIDE, **fields))
+        await publish_manifest(admin, replace(OUTSIDE, **{"is_outside": "command" not in fields} | fields))
 
     assert refused.value.code == "bad_manifest"
 

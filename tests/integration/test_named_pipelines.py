@@ -161,6 +161,7 @@ async def test_who_publishes_may_call_every_stage_also_of_the_pipelines_within(m
         (chain("text/clean").to_json(), {"entry": "os:system"}, "bad_manifest"),
         (chain("text/clean").to_json(), {"requirements": ["numpy"]}, "bad_manifest"),
         (chain("text/clean").to_json(), {"options": platform.Options(min_instances=1)}, "bad_manifest"),
+        (chain("text/clean").to_json(), {"is_outside": True}, "bad_manifest"),
         (chain("text/clean").to_json(), {"digest": "0" * 64}, "digest_mismatch"),
         (b"", {}, "bad_manifest"),
     ],

@@ -60,7 +60,8 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `…_LEAVE_S`, `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
+        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `…_LEAVE_S`,
+        `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
 
         Raises BadSetting, naming the variable.
         """

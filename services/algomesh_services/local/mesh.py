@@ -143,9 +143,7 @@ class Mesh:
             self.metrics = choose_metrics(state.run, NAMES)
         except OSError as error:
             raise _as_state_error(error, state.run) from error
-        programs = mesh_programs(
-            environment, state.logs, postgres=dsn, metrics=self.metrics, pass_fds=(state.lock_fd,)
-        )
+        programs = mesh_programs(environment, state.logs, postgres=dsn, metrics=self.metrics, pass_fds=(state.lock_fd,))
         return [*servers, *programs]
 
     def _nats_server(self) -> NatsServer:

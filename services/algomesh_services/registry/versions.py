@@ -79,13 +79,16 @@ def _check_command(version: VersionId, manifest: Manifest) -> None:
     for field, value in ours.items():
         if value:
             raise _bad(version, field, value, "only a version in Python can have it")
+    if manifest.is_outside and command:
+        raise _bad(version, "command", command, "a version that runs outside has none")
     if manifest.is_outside and (options.min_instances or manifest.image):
         raise _bad(version, "command", command, "without one nothing can be started: leave out min_instances and image")
 
 
 def _check_pipeline(version: VersionId, manifest: Manifest) -> None:
     """A pipeline has no code of its own, so nothing that is said of code."""
-    if manifest.entry or manifest.command or manifest.requirements or manifest.options != Options():
+    has_code = manifest.entry or manifest.command or manifest.is_outside
+    if has_code or manifest.requirements or manifest.options != Options():
         raise _bad(version, "pipeline", "…", "a pipeline has no entry, no requirements and no options of its own")
     if len(manifest.pipeline) > LARGEST_PIPELINE:
         raise _bad(

@@ -1,0 +1,1 @@
+"""Grafana's dashboards of the mesh, written as Python; `python -m dashboards` makes the JSON that is provisioned."""
