@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 CHECKS := check-format check-lint check-layers check-mypy check-pyright check-unit
 TESTS := test-unit test-rest test-alone
 
-.PHONY: help setup demo demo-video demo-prewarm up compose-up compose-key compose-down compose-test test check format bench constraints clean $(CHECKS) $(TESTS)
+.PHONY: help setup demo demo-video demo-prewarm up compose-up compose-key compose-down compose-test test test-engine check format bench constraints clean $(CHECKS) $(TESTS)
 
 help: ## say what there is
 	@echo "algomesh: make TARGET, where TARGET is one of"
@@ -50,7 +50,9 @@ test: setup ## all tests: unit tests first, then those with real servers
 
 test-unit: ; @$(BIN)/pytest tests/unit $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
 # Four beside each other, on two cores too: more than half of their time tests wait. tests/conftest.py says which begin.
-test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone and not engine" -n 4 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+test-engine: setup ## the tests that start containers; they need a container engine
+	@$(BIN)/pytest tests/integration -m engine $(if $(REPORTS),--junitxml="$(REPORTS)/engine.xml") $(PYTEST)
 test-alone: ; @$(BIN)/pytest tests --ignore=tests/unit -m alone $(if $(REPORTS),--junitxml="$(REPORTS)/alone.xml") $(PYTEST)
 
 check: setup ## format, lint, layers, types, unit tests; a failing one does not hide the next

@@ -20,7 +20,7 @@ from tests.integration.docker_fixtures import BARE_IMAGE, docker, instance_image
 from tests.integration.launcher_mesh import GIB, Mesh, pack_archive
 from tests.integration.test_launcher import error, value
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engine]
 
 LOOK = """
 import json, os, pathlib

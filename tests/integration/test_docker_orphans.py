@@ -9,7 +9,7 @@ import pytest
 
 from algomesh_services.launcher.docker_orphans import LauncherLock, read_mesh
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engine]
 
 HOLD = """
 import sys, time

@@ -107,7 +107,7 @@ class Kind:
         return f"org.algomesh.mesh={read_mesh(self.folder / 'state')}"
 
 
-@pytest.fixture(params=["process", "docker"])
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.engine)])
 def kind(request: pytest.FixtureRequest, nats_server: NatsServer, tmp_path: Path) -> Kind:
     return Kind(request.param, nats_server.url, tmp_path)
 

@@ -20,7 +20,7 @@ from tests.integration.metrics_load import Load, page
 from tests.integration.up_fixtures import Up
 from tests.promql import expressions_of, filled
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engine]
 
 IMAGE = "prom/prometheus:latest"
 OBSERVABILITY = Path(__file__).parents[2] / "observability"
