@@ -23,12 +23,18 @@ _PIECE = 100  # accounts
 
 
 class _Account:
-    __slots__ = ("buckets",)
+    """What one caller's runs computed, and wasted. `may` is the answer that was found in the bucket `asked_in`."""
+
+    __slots__ = ("asked_in", "buckets", "may")
 
     def __init__(self) -> None:
         self.buckets: dict[int, list[float]] = {}  # number of the bucket: computed, wasted
+        self.asked_in: int | None = None
+        self.may = True
 
     def of(self, now: float) -> list[float]:
+        """The bucket of this time, which is going to change."""
+        self.asked_in = None
         number = int(now // _BUCKET_S)
         found = self.buckets.get(number)
         if found is None:
@@ -58,10 +64,12 @@ class Speculation:
         account = self._accounts.get(caller)
         if account is None:
             return True
-        oldest = int(now // _BUCKET_S) - _BUCKETS
-        recent = [bucket for number, bucket in account.buckets.items() if number > oldest]
-        computed, wasted = (sum(bucket[place] for bucket in recent) for place in (0, 1))
-        return wasted <= max(FREE_GPU_S, SHARE * computed)
+        number = int(now // _BUCKET_S)
+        if account.asked_in != number:  # asked for every hold, and changed by every run
+            recent = [bucket for each, bucket in account.buckets.items() if each > number - _BUCKETS]
+            computed, wasted = (sum(bucket[place] for bucket in recent) for place in (0, 1))
+            account.asked_in, account.may = number, wasted <= max(FREE_GPU_S, SHARE * computed)
+        return account.may
 
     def pack(self) -> Generator[None, None, list[msgspec.Raw]]:
         """All accounts (AccountState), piece by piece."""
