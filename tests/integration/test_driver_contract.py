@@ -194,7 +194,7 @@ async def test_a_hold_starts_an_instance_before_its_first_call(mesh: Mesh) -> No
 
 
 async def test_a_retired_instance_finishes_what_it_does(mesh: Mesh) -> None:
-    sleep = await mesh.shelf.publish("demo/sleep/1.0.0", SLEEP)
+    sleep = await mesh.shelf.publish("demo/sleep/1.0.0", SLEEP, max_instances=1)
     assert value(await mesh.caller(sleep, 0, 60)) == "slept"
 
     running = mesh.caller.start(sleep, 1.5)

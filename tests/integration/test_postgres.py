@@ -40,10 +40,12 @@ async def test_every_test_has_an_empty_database(postgres: str) -> None:
     assert count == 0
 
 
-async def test_the_server_is_small_durable_and_listens_on_no_port(postgres: str) -> None:
-    connection = await asyncpg.connect(postgres)
-    settings = {row["name"]: row["setting"] for row in await connection.fetch("SELECT name, setting FROM pg_settings")}
-    await connection.close()
+async def test_the_server_is_small_durable_and_listens_on_no_port(tmp_path: Path) -> None:
+    async with server_in(tmp_path) as server:
+        connection = await asyncpg.connect(server.dsn)
+        rows = await connection.fetch("SELECT name, setting FROM pg_settings")
+        await connection.close()
+    settings = {row["name"]: row["setting"] for row in rows}
 
     assert settings["fsync"] == settings["synchronous_commit"] == settings["full_page_writes"] == "on"
     assert settings["listen_addresses"] == ""

@@ -82,7 +82,7 @@ class _Child:
     @property
     def is_fit(self) -> bool:
         """Whether the next call may go to it."""
-        return not self._unfit and not self._reading.done()
+        return not self._unfit and not self._reading.done() and not program.has_ended(self._process)
 
     async def ask(self, line: bytes) -> bytes:
         """Its answer to a line. Raises AlgorithmError when it ends instead, BadOutput when the line is too long."""

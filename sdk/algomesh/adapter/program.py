@@ -70,6 +70,14 @@ async def end(process: Process) -> None:
         transport.close()
 
 
+def has_ended(process: Process) -> bool:
+    """Whether it is dead, also before the loop has heard of it."""
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # it was waited for already
+        return True
+
+
 def said_of_end(code: int | None) -> str:
     """How a program ended, as a sentence's end."""
     if code is None:
