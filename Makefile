@@ -48,7 +48,7 @@ compose-test: setup ## build, run, kill, scale and upgrade the mesh in container
 test: setup ## all tests: unit tests first, then those with real servers
 	@$(MAKE) --keep-going -j1 $(TESTS)
 
-test-unit: ; @$(BIN)/pytest tests/unit $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
+test-unit: ; @$(BIN)/pytest tests/unit -n 2 $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
 # Four beside each other, on two cores too: more than half of their time tests wait. tests/conftest.py says which begin.
 test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone and not engine" -n 4 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
 test-engine: setup ## the tests that start containers; they need a container engine
@@ -63,7 +63,7 @@ check-lint:   ; @.ci/step "ruff check" $(BIN)/ruff check .
 check-layers: ; @.ci/step "lint-imports" $(BIN)/lint-imports
 check-mypy:   ; @.ci/step "mypy" $(BIN)/mypy
 check-pyright: ; @.ci/step "pyright" $(BIN)/pyright
-check-unit:   ; @.ci/step "unit tests" $(BIN)/pytest -q tests/unit
+check-unit:   ; @.ci/step "unit tests" $(BIN)/pytest -q -n 2 tests/unit
 
 format: setup ## format the code and repair what ruff can repair
 	@$(BIN)/ruff format .
