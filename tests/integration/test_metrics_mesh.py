@@ -98,7 +98,7 @@ async def test_a_call_is_counted_everywhere_it_went(load: Load) -> None:
             and value(told["prewarmer"], "algomesh_prewarm_starts_total") > 0
         )
 
-    await until(is_counted, 20, every_s=0.2)
+    await until(is_counted, 60, every_s=0.2)
 
 
 async def test_a_latency_leads_to_the_run_behind_it(load: Load) -> None:

@@ -47,9 +47,16 @@ def client(up: Up) -> Iterator[algomesh.Client]:
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that instances can write whoever they are: pytest's own are closed to other users."""
-    with tempfile.TemporaryDirectory(prefix="algomesh-test-") as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
+    folder = Path(tempfile.mkdtemp(prefix="algomesh-test-"))
+    folder.chmod(0o777)
+    yield folder
+
+    def is_removed() -> bool:
+        """What was cancelled may write a last word while its folder goes."""
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait(is_removed)
 
 
 def wait(condition: Callable[[], object]) -> None:

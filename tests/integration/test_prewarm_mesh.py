@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone]  # starts are timed ag
 
 ROUNDS = 3
 NEW = ("new-a", "new-b", "new-c")
-IDLE_S = 0.75
+IDLE_S = 1.0
 PERIOD_S = 6 * IDLE_S
 PERIODS = 10
 CHECKED = 3

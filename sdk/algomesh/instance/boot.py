@@ -60,6 +60,7 @@ def main(record: bytes, page: mmap.mmap) -> int:
     try:
         return loop.run_until_complete(_serve(boot, algorithm, watch, marks))
     finally:
+        output.finish()
         telemetry.shut_down()
 
 

@@ -43,7 +43,15 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Log what there is, also of a line that is not whole."""
+        """Log what there is of this run, also of a line that is not whole; the lines of others are theirs to end."""
+        context = entered()
+        run = context.run if context is not None else "-"
+        with self._lock:
+            if rest := self._partial.pop(run, ""):
+                self._log(run, [rest])
+
+    def finish(self) -> None:
+        """Log what there is of all runs; nothing more is expected."""
         with self._lock:
             partial, self._partial = self._partial, {}
             for run, rest in partial.items():
@@ -85,6 +93,13 @@ def redirect() -> None:
         stream = LogStream(fd)
         setattr(sys, name, stream)
         os.register_at_fork(after_in_child=stream.renew_lock)
+
+
+def finish() -> None:
+    """Log what was printed and never ended by a line break; for the end of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LogStream):
+            stream.finish()
 
 
 def log_exception(error: BaseException) -> None:

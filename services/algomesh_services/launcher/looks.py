@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 from algomesh_broker.names import VersionId
 from algomesh_services.launcher.fleet import Fleet
+from algomesh_services.launcher.instance import Instance
 from algomesh_services.launcher.parking import Parking
 
 LOOK_AFTER_S = 0.06
+# On a machine that is busy, an instance that has become ready needs longer to take the first call that waits for it.
+_FIRST_WITHIN_S = 1.0
 _DRAIN_SOON_S = 0.25
 
 
@@ -38,9 +41,11 @@ class Looks:
         await asyncio.sleep(LOOK_AFTER_S)
         self._wake.clear()
         # One that has just become ready is taking what waits: look again before another is started.
-        just_now = self._clock() - LOOK_AFTER_S
+        now = self._clock()
         early = {
-            version for version in self._wanted if any(i.ready_at > just_now for i in self._fleet.of_version(version))
+            version
+            for version in self._wanted
+            if any(_has_just_begun(instance, now) for instance in self._fleet.of_version(version))
         }
         wanted, self._wanted = self._wanted - early, early
         if early:
@@ -60,3 +65,11 @@ class Looks:
         then, total_then = self._paces.get(version, (now, total))
         self._paces[version] = (now, total)
         return waiting * (now - then) < _DRAIN_SOON_S * (total - total_then)
+
+
+def _has_just_begun(instance: Instance, now: float) -> bool:
+    """Whether it became ready a moment ago, or a while ago and has not come to take its first call yet."""
+    if instance.state != "ready" or instance.process is None:
+        return False
+    has_run = instance.process.watch.runs_total > 0
+    return now - instance.ready_at < (LOOK_AFTER_S if has_run else _FIRST_WITHIN_S)
