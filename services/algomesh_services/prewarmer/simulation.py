@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from algomesh_services.prewarmer.actions import Action, Call, Fleet
 from algomesh_services.prewarmer.replay_fleet import ReplayFleet, Traits
 from algomesh_services.prewarmer.replay_history import RecordedRequest, Recording, Step, busy_s
+from algomesh_services.prewarmer.seen import SeenCall
 
 # A shorter wait is what a call may meet anywhere: after so long, one is parked for want of a slot.
 COLD_WAIT_S: Final = 0.05
@@ -66,22 +67,6 @@ class Outcome:
     def cost_gpu_s(self, latency_value: float) -> float:
         """What it cost, where a second of latency is worth so many seconds of a GPU."""
         return self.idle_gpu_s + latency_value * self.added_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call as the keeper sees it."""
-
-    request: str
-    index: int
-    parent: int
-    algorithm: str
-    caller: str | None
-    at_s: float
-    ready_at_s: float
-    route: tuple[str, ...]
-    version: str
-    attempt: int
 
 
 class _Playing:
@@ -169,17 +154,17 @@ class Simulation:
         if request.at_s >= self._from_s:
             self.outcome.calls += 1
             self.outcome.cold_calls += begins_s - now_s > COLD_WAIT_S
-        seen = _Call(
-            request.root,
-            index,
-            call.parent,
-            call.algorithm,
-            request.caller,
-            now_s,
-            begins_s,
-            call.route,
-            call.version,
-            call.attempt,
+        seen = SeenCall(
+            request=request.root,
+            index=index,
+            parent=call.parent,
+            algorithm=call.algorithm,
+            caller=request.caller,
+            at_s=now_s,
+            ready_at_s=begins_s,
+            route=call.route,
+            version=call.version,
+            attempt=call.attempt,
         )
         self._apply(self._keeper.called(seen))
         if begins_s > now_s:
