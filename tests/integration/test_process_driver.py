@@ -139,7 +139,8 @@ async def test_memory_of_the_zygote_is_not_the_instances(driver: ProcessDriver, 
 
 
 async def test_terminate_lets_an_instance_drain(driver: ProcessDriver, tmp_path: Path) -> None:
-    drains = "import signal, time\ndef go(*_): raise SystemExit(0)\nsignal.signal(15, go)\nprint('up')\n" + FOREVER
+    waits = "while True: time.sleep(0.05)\n"  # A signal just before a sleep is handled after it.
+    drains = "import signal, time\ndef go(*_): raise SystemExit(0)\nsignal.signal(15, go)\nprint('up')\n" + waits
     process = await driver.launch(spec(tmp_path, drains))
     await until((tmp_path / "i1.log").read_text)
 
@@ -151,7 +152,9 @@ async def test_terminate_lets_an_instance_drain(driver: ProcessDriver, tmp_path:
 async def test_an_instance_that_ignores_sigterm_is_killed_for_the_reason_given(
     driver: ProcessDriver, tmp_path: Path
 ) -> None:
-    process = await driver.launch(spec(tmp_path, "import signal; signal.signal(15, signal.SIG_IGN)\n" + FOREVER))
+    ignores = "import signal; signal.signal(15, signal.SIG_IGN); print('up')\n" + FOREVER
+    process = await driver.launch(spec(tmp_path, ignores))
+    await until((tmp_path / "i1.log").read_text)
 
     process.terminate()
     process.kill("retired", "did not drain in time")

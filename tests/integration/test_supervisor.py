@@ -61,13 +61,11 @@ async def test_programs_start_in_order_each_when_the_one_before_is_ready(tmp_pat
 async def test_they_stop_in_reverse_order(tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
     code = (
-        "import signal, sys, time\n"
-        "def stop(*_):\n"
-        f"    open({str(stopped)!r}, 'a').write(sys.argv[1])\n"
-        "    sys.exit()\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
+        "import signal, sys\n"  # A handler would lose a signal that comes just before its process sleeps.
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "open(sys.argv[2], 'w')\n"
-        "time.sleep(60)\n"
+        "signal.sigwait([signal.SIGTERM])\n"
+        f"open({str(stopped)!r}, 'a').write(sys.argv[1])\n"
     )
     programs = [
         Child(name, [*PYTHON, code, name, str(tmp_path / name)], ready=ready_when(tmp_path / name)) for name in "abc"
