@@ -23,6 +23,8 @@ from algomesh_observability.logger import get_logger
 
 log = get_logger("algomesh.claims")
 
+# Content types of which it must be looked at whether something is to be fetched.
+MAY_BE_CLAIMED: Final = frozenset({"claim", "bundle"})
 _SPARE_S: Final = 60.0
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[ContentType, str, Claim]).decode

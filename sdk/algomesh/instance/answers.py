@@ -55,7 +55,7 @@ class Answers:
 
     def began(self, job: Job) -> None:
         """Record that a run has begun."""
-        self._record.add(self._event(job, "running"))
+        self._record.begin(self._event(job, "running"))
 
     def answer(
         self,
@@ -102,7 +102,23 @@ class Answers:
         if isinstance(outcome, errors.MeshError):
             self.fail(job, outcome, took_s)
         else:
-            self._record.add(self._event(job, "succeeded", took_s))
+            self.succeeded(job, took_s)
+
+    def succeeded(self, job: Job, took_s: float) -> None:
+        """Record a run that has just ended well: `_event` in short, since most do."""
+        call, now = job.call, time.time()
+        if self._spans is not None:
+            self._spans.ended(job, "succeeded", took_s, "")
+        self._sightings.add(job, now)
+        started, arrived, started_at = job.started, job.arrived, job.started_at
+        self._record.add(
+            messages.RunEvent(
+                job.run, call.attempt, call.root, call.parent, self._algorithm, self._number, job.caller,
+                call.root_caller, self._instance, "succeeded",
+                started_at if started == arrived else started_at - (started - arrived),
+                started_at, now, took_s * 1000, job.cold_ms, "",
+            )
+        )  # fmt: skip
 
     def fail(self, job: Job, error: errors.MeshError, took_s: float = 0.0, state: messages.RunState = "failed") -> None:
         """Send the failure of a run, and record it as `state`."""
@@ -246,7 +262,7 @@ class Answers:
     def handed_over(self, job: Job, at: int, took_s: float) -> None:
         """Record a run whose output went on to step `at`, and tell who waits if it believes the run to be here."""
         call = job.call
-        self._record.add(self._event(job, "succeeded", took_s))
+        self.succeeded(job, took_s)
         if job.said_at:
             moved = messages.HandedOver(run=call.run, attempt=call.attempt, instance=self._instance, at=at)
             self._connection.publish(

@@ -83,16 +83,17 @@ class Children:
         calling = asyncio.current_task()
         assert calling is not None
         self._suspended += 1
-        job.calling.add(calling)
+        beside = job.calling = job.calling or set()
+        beside.add(calling)
         self._intake.give_slot(job)
         self._intake.serve()
         try:
             yield
         finally:
             self._suspended -= 1
-            job.calling.discard(calling)
+            beside.discard(calling)
             # With several calls under way, the last to return takes the slot back: two would wait for each other.
-            if not job.calling and not job.has_slot and not job.abandoned_at:
+            if not beside and not job.has_slot and not job.abandoned_at:
                 await self._intake.take_slot(job)
 
     async def _open(self) -> NatsTransport:

@@ -6,7 +6,6 @@ hops), and for as long as the stream takes to answer where it had to be parked.
 """
 
 import asyncio
-from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -19,6 +18,7 @@ from algomesh.parking import RETRY_S, UNAVAILABLE, park, refused_parking, stream
 from algomesh_broker import codec, messages, subjects
 from algomesh_broker.connection import Connection, Message
 from algomesh_broker.errors import PayloadTooLarge
+from algomesh_broker.grants import Granted
 from algomesh_broker.protocol import NO_RESPONDERS
 from algomesh_broker.route import Place
 from algomesh_observability.logger import get_logger
@@ -30,12 +30,13 @@ _CONFIRM_LATEST_S: Final = 0.02
 _MOST_KNOWN: Final = 4096
 
 
-class _Kept(Struct, frozen=True):
-    """A hop that may have to be parked: where it went, what was sent, and the run whose output it is."""
+class _Kept(Struct, frozen=True, gc=False):
+    """A hop that may have to be parked: where it went, what was sent, until when (the loop's time), by which token."""
 
     place: Place
     call: messages.Call
-    job: Job
+    deadline: float
+    granted: Granted
 
 
 class Forwarder:
@@ -48,6 +49,7 @@ class Forwarder:
         self._inbox = f"{connection.identity.inbox}.hop"
         self._loop = asyncio.get_running_loop()
         self._sent: dict[str, _Kept] = {}
+        self._asked: dict[str, _Kept] = {}
         self._parked: dict[str, _Kept] = {}
         self._free: list[str] = []
         self._count = 0
@@ -66,9 +68,9 @@ class Forwarder:
 
         Raises PayloadTooLarge (the SDK's) when no message can carry it.
         """
-        assert job.granted is not None
-        call, place = job.call, job.granted.route.places[at]
-        subject = self._subjects.get(place) or self._address(place)
+        call, granted = job.call, job.granted
+        assert granted is not None
+        place = granted.route.places[at]
         left_ms = int((job.deadline - self._loop.time()) * 1000)
         onward = messages.Call(
             call.run,
@@ -94,12 +96,13 @@ class Forwarder:
             job.writers,
             call.is_near,
         )
+        subject = self._subjects.get(place) or self._address(place)
         ticket = self._free.pop() if self._free else self._new_ticket()
         try:
             self._connection.publish(subject, codec.encode(onward), ticket)
         except PayloadTooLarge as error:
             raise errors.PayloadTooLarge(f"the output is too large for the next step: {error}; return less") from error
-        self._sent[ticket] = _Kept(place, onward, job)
+        self._sent[ticket] = _Kept(place, onward, job.deadline, granted)
         if not self._is_confirming:
             self._is_confirming = True
             self._idle.clear()
@@ -121,14 +124,14 @@ class Forwarder:
 
     def _ask(self) -> None:
         """Have the server say when it has dealt with what was sent: its word about a hop comes before its PONG."""
-        self._connection.ping(partial(self._confirmed, list(self._sent)))
+        self._asked, self._sent = self._sent, {}
+        self._connection.ping(self._confirmed)
 
-    def _confirmed(self, tickets: list[str], error: Exception | None) -> None:
+    def _confirmed(self, error: Exception | None) -> None:
         if error is not None:  # whoever waits sends the pipeline again when the connection is back
-            log.info("hops_not_confirmed", count=len(tickets), error=str(error))
-        for ticket in tickets:
-            if self._sent.pop(ticket, None) is not None:
-                self._free.append(ticket)
+            log.info("hops_not_confirmed", count=len(self._asked), error=str(error))
+        self._free.extend(self._asked)
+        self._asked.clear()
         if self._sent:
             self._confirm.arm()
         else:
@@ -138,11 +141,11 @@ class Forwarder:
     def _on_word(self, message: Message) -> None:
         """Nobody is there for a hop, or the stream's answer to a parked one."""
         ticket = message.subject
-        kept = self._sent.pop(ticket, None)
+        kept = self._sent.pop(ticket, None) or self._asked.pop(ticket, None)
         if kept is not None:
             if message.status == NO_RESPONDERS:
                 self._park(ticket, kept)
-                self._answers.say_parked(kept.call, kept.job.caller)
+                self._answers.say_parked(kept.call, kept.call.reply_to)
             return
         kept = self._parked.pop(ticket, None)
         if kept is None:
@@ -155,12 +158,11 @@ class Forwarder:
         else:
             self._free.append(ticket)
             error = refused_parking(*refusal, stage=str(kept.place.version))
-            self._answers.fail_step(kept.call, kept.job.caller, error)
+            self._answers.fail_step(kept.call, kept.call.reply_to, error)
 
     def _park(self, ticket: str, kept: _Kept) -> None:
-        job, version = kept.job, kept.place.version
-        assert job.granted is not None
-        left_s = job.deadline - self._loop.time()
+        call, version = kept.call, kept.place.version
+        left_s = kept.deadline - self._loop.time()
         if left_s <= 0:
             self._free.append(ticket)
             return  # who waited has given up
@@ -169,16 +171,16 @@ class Forwarder:
             park(
                 self._connection,
                 self._subjects.get(kept.place) or self._address(kept.place),
-                codec.encode(kept.call),
+                codec.encode(call),
                 ticket,
                 left_s,
                 version=version,
                 demander=self._me,
-                call=kept.call,
-                stages=job.granted.route.after(kept.call.at),
+                call=call,
+                stages=kept.granted.route.after(call.at),
             )
         except PayloadTooLarge as error:
             del self._parked[ticket]
             self._free.append(ticket)
             refused = errors.PayloadTooLarge(str(error), stage=str(version))
-            self._answers.fail_step(kept.call, job.caller, refused)
+            self._answers.fail_step(call, call.reply_to, refused)

@@ -61,6 +61,8 @@ class Intake:
         self._start, self._refuse, self._refuse_hop = start, refuse, refuse_hop
         self._grants = grants
         self._loop = asyncio.get_running_loop()
+        self.at_once: Callable[[messages.Call, str, float], bool] | None = None
+        """What is asked first, with a call, its subject and the loop's time: whether it ran it at once (express.py)."""
         self._inbox = connection.identity.inbox
         self._parked_prefixes = (f"park.call.{version.tokens}.", f"park.hop.{version.tokens}.")
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.PARKED_STREAM}.{version.consumer}"
@@ -112,11 +114,25 @@ class Intake:
 
     # Arrivals
 
+    def may_run_at_once(self, call: messages.Call) -> bool:
+        """Whether this call, were it to be over at once, would run now and change nothing for others."""
+        capacity, tokens = self._capacity, self._tokens
+        return (
+            capacity.taken < capacity.slots
+            and not (self._reserved or self._backlog or self._draining)
+            and bool(self._joined)
+            and call.call in tokens
+            and call.session in tokens
+        )
+
     def _on_call(self, message: Message) -> None:
         now = self._loop.time()
         self._last_read = now
         try:
-            job = self._read(message, message.subject, now)
+            call = codec.decode_call(message.data)
+            if self.at_once is not None and self.at_once(call, message.subject, now):
+                return
+            job = self._read(call, message.subject, now)
         except BadMessage as error:
             log.warning("call_ignored", subject=message.subject, error=str(error))
             return
@@ -138,13 +154,12 @@ class Intake:
         if capacity.taken >= capacity.slots and self._joined and capacity.is_full(len(self._backlog)):
             self._leave()
 
-    def _read(self, message: Message, subject: str, now: float, *, waited_ms: float = -1.0) -> Job | None:
-        """The job in a message; None when its route token does not allow it, which has been told then.
+    def _read(self, call: messages.Call, subject: str, now: float, *, waited_ms: float = -1.0) -> Job | None:
+        """The job in a call; None when its route token does not allow it, which has been told then.
 
         `waited_ms` is how long it was parked. Raises BadMessage, also when its answer's subject could not be made
         of what it says.
         """
-        call = codec.decode_call(message.data)
         if call.call not in self._tokens or call.session not in self._tokens:
             self._check_tokens(call)
         is_parked = waited_ms >= 0
@@ -320,7 +335,8 @@ class Intake:
         try:
             waited_ms = max(0.0, time.time() - int(tokens[-2]) / 1e9) * 1000
             self._parked_wait = int(tokens[-1]) > 0
-            job = self._read(message, message.subject.removeprefix("park."), now, waited_ms=waited_ms)
+            call = codec.decode_call(message.data)
+            job = self._read(call, message.subject.removeprefix("park."), now, waited_ms=waited_ms)
         except (BadMessage, ValueError, IndexError) as error:
             log.warning("parked_call_ignored", subject=message.subject, error=str(error))
             return

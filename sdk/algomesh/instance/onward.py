@@ -64,7 +64,7 @@ class Onward:
             spent_ms = job.call.spent_ms + took_s * 1000
             step = job.granted.route.steps[job.next]
             if isinstance(step, CallStep) and not step.cache_s:
-                self._send_on(job, job.next, outcome, spent_ms, took_s)
+                self.send_on(job, job.next, outcome, spent_ms, took_s)
             elif isinstance(step, CallStep):
                 self._hand_on(job, job.next, outcome, spent_ms, took_s)
             else:
@@ -91,7 +91,7 @@ class Onward:
         if is_kept(job.granted.route.steps[at]) and output.content_type != "claim":
             self._see_to(self._look(job, at, output, spent_ms, took_s), f"look-{job.run}")
         else:
-            self._send_on(job, at, output, spent_ms, took_s)
+            self.send_on(job, at, output, spent_ms, took_s)
 
     async def _look(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
         """Leave out the steps whose results are kept, and go on after them."""
@@ -106,12 +106,13 @@ class Onward:
             job.is_cached = True
             self._answers.answer(job, output, took_s, spent_ms, kept_at=kept_at)
         elif isinstance(route.steps[at], CallStep):
-            self._send_on(job, at, output, spent_ms, took_s)
+            self.send_on(job, at, output, spent_ms, took_s)
         else:
             job.next = at
             self.joiner.begin(job, output, spent_ms, took_s)
 
-    def _send_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
+    def send_on(self, job: Job, at: int, output: content.Content, spent_ms: float, took_s: float) -> None:
+        """Hand an output of at most CLAIM_OVER_BYTES over to step `at`, a call whose result is not kept."""
         try:
             self._forwarder.hand_over(job, at, output, spent_ms)
         except errors.MeshError as error:

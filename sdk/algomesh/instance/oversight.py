@@ -106,7 +106,7 @@ class Oversight:
         self._yielding.abandon(job, error)
         if job.inflow is not None:
             job.inflow.close()
-        for calling in job.calling:
+        for calling in job.calling or ():
             calling.cancel()
         if self._batcher is not None:
             self._batcher.give_up(job)

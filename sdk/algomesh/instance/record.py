@@ -20,10 +20,16 @@ class Record:
         self._connection = connection
         self._subject = subjects.run_events(version)
         self._events: list[messages.RunEvent] = []
+        self._may_repeat = False
         self._rider = connection.rider(self.flush, READY_S, LATEST_S)
 
+    def begin(self, event: messages.RunEvent) -> None:
+        """Keep the event of a run that has begun; the next one of the same run and attempt replaces it."""
+        self._may_repeat = True
+        self.add(event)
+
     def add(self, event: messages.RunEvent) -> None:
-        """Keep an event; a later one of the same run and attempt replaces it."""
+        """Keep the event of a run that is over."""
         self._events.append(event)
         if len(self._events) == 1:
             self._rider.arm()
@@ -34,8 +40,9 @@ class Record:
         """Publish what there is; when the server has been away for too long, it is lost."""
         self._rider.disarm()
         if self._events:
-            last = {(event.run, event.attempt): event for event in self._events}
-            self._events.clear()
-            runs = list(last.values())
+            runs, self._events = self._events, []
+            if self._may_repeat:
+                self._may_repeat = False
+                runs = list({(event.run, event.attempt): event for event in runs}.values())
             with contextlib.suppress(BrokerError):
                 self._connection.publish(self._subject, codec.encode(messages.Events(runs=runs)))

@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from algomesh import content, errors, streams
-from algomesh.claiming import is_claimed
+from algomesh.claiming import MAY_BE_CLAIMED, is_claimed
 from algomesh.context import RunContext, enter, leave
 from algomesh.decorator import Algorithm
 from algomesh.instance.answers import Answers, Outcome
@@ -23,6 +23,7 @@ from algomesh.instance.capacity import Capacity
 from algomesh.instance.children import Children
 from algomesh.instance.coalescing import Coalescing
 from algomesh.instance.dispatch import LONG_S, choose_dispatch
+from algomesh.instance.express import Express
 from algomesh.instance.inflow import Feeds
 from algomesh.instance.intake import Intake
 from algomesh.instance.job import GRACE_S, Job
@@ -44,7 +45,6 @@ log = get_logger("algomesh.runner")
 
 
 STUCK_CODE: Final = 74
-_MAY_BE_CLAIMED: Final = frozenset({"claim", "bundle"})
 
 
 class Runner:
@@ -87,6 +87,21 @@ class Runner:
         self._ended = asyncio.Event()
         self._children = Children(connection, self._jobs, self._intake, self._joiner)
         self._dispatch = choose_dispatch(algorithm)
+        self._express = Express(
+            self._stage,
+            self._timeout_s,
+            self,
+            capacity=self._capacity,
+            dispatch=self._dispatch,
+            jobs=self._jobs,
+            intake=self._intake,
+            watch=watch,
+            onward=self._onward,
+            work=self._work,
+            end=self._done,
+        )
+        if not boot.options.cache_s:
+            self._intake.at_once = self._express.take
         self._batcher = (
             Batcher(algorithm, boot.options.concurrency, self._threads, watch, self._done, error_of)
             if algorithm.options.batch_max
@@ -129,7 +144,7 @@ class Runner:
         now = self.loop.time()
         if now + self._capacity.median_s >= job.deadline and self._comes_too_late(job, now):
             return
-        if job.call.content_type in _MAY_BE_CLAIMED and is_claimed(job.call.content_type, job.call.payload):
+        if job.call.content_type in MAY_BE_CLAIMED and is_claimed(job.call.content_type, job.call.payload):
             self._fetch(job, now)
             return
         job.started, job.started_at = now, time.time()
@@ -168,6 +183,7 @@ class Runner:
         self._capacity.observe(took_s)
         self._intake.give_slot(job)
         self._onward.finish(job, outcome, took_s)
+        self._express.learn(job)
         self._intake.serve()
 
     def _start_beside(self, job: Job, now: float) -> None:

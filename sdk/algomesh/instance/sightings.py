@@ -38,14 +38,15 @@ class Sightings:
         self._show(1)
 
     def add(self, job: Job, ended_at: float = 0.0) -> None:
-        """Tell of a run that has begun, or ended at `ended_at` (seconds since the epoch)."""
+        """Tell of a run that has begun, or ended at `ended_at` (seconds since the epoch), if it is among those told."""
         self._count += 1
         if self._count > self._limit:
             self._show(2 * self._one_in)
-        call = job.call
-        if self._shown is not None and call.root[-2:] not in self._shown:
-            return
-        granted = job.granted
+        if self._shown is None or job.call.root[-2:] in self._shown:
+            self._tell(job, ended_at)
+
+    def _tell(self, job: Job, ended_at: float) -> None:
+        call, granted = job.call, job.granted
         self._seen[job.run, call.attempt] = messages.Sight(
             run=job.run,
             root=call.root,
