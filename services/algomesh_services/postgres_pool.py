@@ -7,7 +7,7 @@ outcome of what was under way is then unknown, so what a program writes must be 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -141,7 +141,7 @@ class PostgresPool:
                 connection.terminate()
 
 
-async def copy(session: Session, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+async def copy(session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Add these rows, or none of them. Raises BadRows, within `session` DoubledRows too."""
     try:
         await session.copy_records_to_table(table, columns=columns, records=rows)

@@ -24,7 +24,7 @@ from algomesh_services.ledger import events
 from algomesh_services.ledger.feed import Feed
 from algomesh_services.ledger.migrations import MIGRATIONS
 from algomesh_services.ledger.service import serve
-from algomesh_services.ledger.store import _LATEST, _LOST, _OF_ALGORITHM, _OF_ROOT, Store
+from algomesh_services.ledger.store import _BEGUN_BEFORE, _LATEST, _LOST, _OF_ALGORITHM, _OF_ROOT, _OLDEST, Store
 from algomesh_services.local.postgres import Postgres
 from algomesh_services.postgres_pool import BadRows
 from tests.conditions import until
@@ -54,6 +54,11 @@ async def sql(dsn: str, statement: str, *arguments: Any) -> list[Any]:
         await connection.close()
 
 
+async def age(dsn: str, days: float) -> None:
+    """As if all that is in the table had begun so many days earlier."""
+    await sql(dsn, "UPDATE runs SET begun_at = begun_at - $1::double precision", days * 86_400)
+
+
 async def test_a_run_is_kept_with_all_that_is_known_of_it(mesh: Ledgers) -> None:
     event = run_event(
         "abc", attempt=2, root="r", parent="p", queued_at=1.5, started_at=2.5, ended_at=3.5, compute_ms=4.5,
@@ -71,9 +76,10 @@ async def test_a_run_is_kept_with_all_that_is_known_of_it(mesh: Ledgers) -> None
 
 async def test_runs_are_listed_newest_first_by_algorithm_and_by_root(mesh: Ledgers) -> None:
     other = "event.run.text.other.1-0-0"
+    now = time.time()
     async with mesh.running():
-        mesh.tell(*[run_event(f"r{number}", started_at=100.0 + number, root=f"r{number}") for number in range(5)])
-        mesh.tell(run_event("o1", algorithm="text/other", started_at=50.0, root="r1"), subject=other)
+        mesh.tell(*[run_event(f"r{number}", started_at=now - 50 + number, root=f"r{number}") for number in range(5)])
+        mesh.tell(run_event("o1", algorithm="text/other", started_at=now - 100, root="r1"), subject=other)
         await mesh.until_state("o1", "succeeded")
         await mesh.until_state("r4", "succeeded")
 
@@ -281,7 +287,7 @@ async def test_runs_of_a_launcher_nobody_hears_of_are_lost(mesh: Ledgers, monkey
 
 async def test_old_runs_are_deleted_a_bounded_number_at_a_time(mesh: Ledgers, postgres: str, store: Store) -> None:
     await store.write([run_event(f"old{number}") for number in range(10)])
-    await sql(postgres, "UPDATE runs SET recorded_at = now() - interval '31 days'")
+    await age(postgres, 31)
     await store.write([run_event("new")])
 
     assert await store.delete_older(30, 4) == 4
@@ -297,10 +303,37 @@ async def test_a_run_that_nobody_ended_for_longer_than_any_deadline_is_lost(
     mesh: Ledgers, postgres: str, store: Store
 ) -> None:
     await store.write([run_event("abc", state="running", instance="")])
-    await sql(postgres, "UPDATE runs SET recorded_at = now() - interval '9 days'")
+    await age(postgres, 9)
 
     async with mesh.running():
         await mesh.until_state("abc", "lost")
+
+
+async def test_the_oldest_runs_are_deleted_first(postgres: str, store: Store) -> None:
+    now = time.time()
+    await store.write([run_event(f"r{number}", started_at=now - number) for number in (3, 1, 4, 0, 2)])
+    await age(postgres, 31)
+
+    assert await store.delete_older(30, 2) == 2
+    assert [row.run for row in await store.latest(10)] == ["r0", "r1", "r2"]
+    assert await store.delete_older(32, 10) == 0
+    assert await store.delete_older(30, 10) == 3
+
+
+async def test_a_run_of_somebody_whose_clock_is_wrong_is_kept_nearly_as_long_as_others(
+    postgres: str, store: Store
+) -> None:
+    await store.write([run_event("1970", queued_at=5.0, started_at=6.0, state="running"), run_event("other")])
+
+    assert await store.lose_older(8, "instance_lost", time.time()) == 0
+    assert await store.delete_older(30, 10) == 0
+    assert [(row.run, row.state) for row in await store.latest(10)] == [("other", "succeeded"), ("1970", "running")]
+    assert (await store.latest(10))[1].started_at == 6.0
+    await age(postgres, 22.5)
+    assert await store.lose_older(8, "instance_lost", time.time()) == 1
+    assert await store.delete_older(30, 10) == 0
+    await age(postgres, 1)
+    assert await store.delete_older(30, 10) == 1
 
 
 async def test_the_table_and_the_rule_agree_in_every_order(store: Store) -> None:
@@ -396,11 +429,13 @@ async def test_two_that_write_the_same_at_once_write_it_once(postgres: str, stor
 
 
 async def test_questions_are_answered_by_an_index_however_many_runs_there_are(postgres: str, store: Store) -> None:
+    first_at = time.time() - 100_000.0
     for part in range(10):
         await store.write(
             [
                 run_event(
-                    f"r{part}-{number}", root=f"r{part}-{number - number % 3}", started_at=1000.0 * part + number,
+                    f"r{part}-{number}", root=f"r{part}-{number - number % 3}",
+                    started_at=first_at + 5_000.0 * part + number,
                     algorithm=f"text/a{number % 2_000}", state="running" if number % 500 == 0 else "succeeded",
                 )
                 for number in range(5_000)
@@ -414,14 +449,16 @@ async def test_questions_are_answered_by_an_index_however_many_runs_there_are(po
         statement = f"EXPLAIN {_LATEST} WHERE {where} ORDER BY begun_at DESC, attempt DESC LIMIT 100"
         plans[question] = "\n".join(row[0] for row in await sql(postgres, statement))
     for upkeep in (
-        "DELETE FROM runs WHERE recorded_at < now() - make_interval(days => 30)",
+        _OLDEST.replace("$1", f"{first_at - 2e6}").replace("$2", "10000"),
+        _OLDEST.replace("$1", f"{first_at + 2e6}").replace("$2", "1000"),
         _LOST.replace("$2", "''").replace("$3", "0") + "instance = ANY('{host-1}')",
-        _LOST.replace("$2", "''").replace("$3", "0") + "recorded_at < now() - make_interval(days => 8)",
+        _LOST.replace("$2", "''").replace("$3", "0") + _BEGUN_BEFORE.replace("$1", f"{first_at - 5e5}"),
     ):
         plans[upkeep] = "\n".join(row[0] for row in await sql(postgres, f"EXPLAIN {upkeep}"))
 
     assert [plan for plan in plans.values() if "Seq Scan" in plan] == []
     assert "runs_root" in plans[_OF_ROOT]
+    assert "runs_pkey" in plans[_OF_ROOT]
     assert "runs_algorithm" in plans[_OF_ALGORITHM]
     assert sorted(row.run for row in await store.latest(10, root="r3-300")) == ["r3-300", "r3-301", "r3-302"]
     assert len(await store.latest(10, root="r3-300", algorithm="text/a301")) == 1
@@ -434,16 +471,44 @@ async def test_a_run_is_found_by_its_root_only_if_that_is_its_root(store: Store)
     assert [row.run for row in await store.latest(10, root="b")] == ["c"]
 
 
-async def test_a_table_of_an_earlier_version_is_brought_up_to_date(postgres: str) -> None:
+async def test_all_runs_of_a_root_are_found_steps_of_its_pipeline_or_not(store: Store) -> None:
+    beneath = ["a", "a-0", "a-1-2", "a--", "a.", "a0", "aB-1", "b", "b-0", "A-0"]
+    told = [run_event(run, root="a") for run in beneath]
+    told += [run_event(f"{run}-7", root=root) for run in ("a", "aa", "b") for root in ("", "b", f"{run}-7")]
+    await store.write(events.merged(told))
+
+    for root in ("a", "aa", "b", "aa-7", "none"):
+        expected = sorted({event.run for event in events.merged(told) if event.root == root})
+        assert sorted(row.run for row in await store.latest(100, root=root)) == expected
+
+
+async def test_two_algorithms_that_are_compared_as_the_same_number_are_told_apart(postgres: str, store: Store) -> None:
+    ((first, second),) = await sql(
+        postgres,
+        "SELECT min(name), max(name) FROM (SELECT 'text/a' || n AS name FROM generate_series(1, 300000) n) names "
+        "GROUP BY hashtext(name) HAVING count(*) > 1 LIMIT 1",
+    )
+    await store.write([run_event(name, algorithm=name) for name in (first, second)])
+
+    for name in (first, second):
+        assert [row.run for row in await store.latest(10, algorithm=name)] == [name]
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_table_of_an_earlier_version_is_brought_up_to_date(postgres: str, version: int) -> None:
     connection = await asyncpg.connect(postgres)
+    now = time.time()
     try:
         await connection.execute("CREATE SCHEMA ledger; SET search_path TO ledger")
-        await connection.execute(
-            "CREATE TABLE migrations (number integer PRIMARY KEY); INSERT INTO migrations VALUES (0)"
-        )
-        await connection.execute(MIGRATIONS[0])
-        values = "'a', 1, 'a', '', 'text/clean', '1.0.0', 'k~me', 'k~me', '', 'succeeded', 0, 0, 0, 0, 0, '', 1"
-        await connection.execute(f"INSERT INTO runs VALUES ({values})")
+        await connection.execute("CREATE TABLE migrations (number integer PRIMARY KEY)")
+        for number in range(version):
+            await connection.execute(MIGRATIONS[number])
+            await connection.execute("INSERT INTO migrations VALUES ($1)", number)
+        for run, begun_at in (("a", now), ("a-0", now), ("z", now), ("old", now - 31 * 86_400)):
+            values = (
+                f"'{run}', 1, 'a', '', 'text/clean', '1.0.0', 'k~me', 'k~me', '', 'succeeded', 0, 0, 0, 0, 0, '', $1"
+            )
+            await connection.execute(f"INSERT INTO runs VALUES ({values})", begun_at)
     finally:
         await connection.close()
 
@@ -451,7 +516,9 @@ async def test_a_table_of_an_earlier_version_is_brought_up_to_date(postgres: str
     try:
         await store.write([run_event("b", root="a"), run_event("a", error="other", root="")])
 
-        assert sorted(row.run for row in await store.latest(10, root="a")) == ["a", "b"]
+        assert await store.delete_older(30, 10) == 1
+        assert sorted(row.run for row in await store.latest(10, root="a")) == ["a", "a-0", "b", "z"]
+        assert len(await store.latest(10, algorithm="text/clean")) == 4
     finally:
         await store.close()
 
@@ -471,7 +538,7 @@ async def test_a_lone_run_is_kept_at_once_and_many_are_kept_together(
         mesh.tell(run_event("last"))
         await mesh.until_state("last", "succeeded")
 
-        written = await sql(postgres, "SELECT count(*) FROM runs GROUP BY recorded_at")
+        written = await sql(postgres, "SELECT count(*) FROM runs GROUP BY xmin::text")
 
     assert took_s < 1.5
     assert sum(row[0] for row in written) == 402

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from algomesh_broker import codec
 from algomesh_broker.errors import BadMessage
@@ -66,6 +67,48 @@ def test_what_was_good_before_makes_nothing_else_good(field: str) -> None:
         taken = read(good, bad, good, subject=caller if field in ("algorithm", "version") else SUBJECT)
 
         assert taken == ([good, good], 1)
+
+
+@pytest.mark.parametrize("place", [0, 3, 9])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"algorithm": "bank/secret"}, {"algorithm": ""}, {"version": "1.2.1"}, {"version": ""},
+        {"run": ""}, {"run": "a b"}, {"run": "\u00e9"}, {"run": "x" * 65}, {"run": "a\n"},
+        {"root": "a.b"}, {"root": "x" * 65}, {"parent": "a\0"}, {"parent": "x" * 65},
+        {"attempt": 0}, {"attempt": 1_000_001},
+        {"caller": ""}, {"caller": "K~me"}, {"root_caller": "k me"}, {"instance": "x" * 65},
+    ],
+)  # fmt: skip
+def test_one_bad_event_takes_no_other_with_it(fields: dict[str, Any], place: int) -> None:
+    good = [event(run=f"r{number}", parent="a1", ended_at=NOW, error="timeout") for number in range(9)]
+
+    assert read(*good[:place], event(**fields), *good[place:]) == (good, 1)
+
+
+@pytest.mark.parametrize("place", [0, 3, 9])
+@pytest.mark.parametrize("field", ["queued_at", "started_at", "ended_at", "compute_ms", "cold_ms"])
+@pytest.mark.parametrize("value", [math.nan, -1.0, math.inf, -math.inf])
+def test_a_number_that_cannot_be_is_unknown_and_the_other_events_stay(field: str, value: float, place: int) -> None:
+    good = [event(run=f"r{number}", queued_at=NOW - 2, ended_at=NOW) for number in range(9)]
+    odd = event(queued_at=NOW - 2, ended_at=NOW)
+
+    taken = read(*good[:place], replace(odd, **{field: value}), *good[place:])
+
+    assert taken == ([*good[:place], replace(odd, **{field: 0.0}), *good[place:]], 0)
+
+
+def test_times_in_any_order_and_unknown_ones_stay_as_they_are() -> None:
+    told = [
+        event(run=f"r{number}", queued_at=queued_at, started_at=started_at, ended_at=ended_at)
+        for number, (queued_at, started_at, ended_at) in enumerate(itertools.permutations([0.0, NOW - 1, NOW + 60]))
+    ]
+
+    assert read(*told) == (told, 0)
+
+
+def test_a_message_without_events_is_one() -> None:
+    assert read() == ([], 0)
 
 
 def test_a_caller_tells_of_its_own_calls_only() -> None:
@@ -138,6 +181,13 @@ def test_a_doubled_event_changes_nothing() -> None:
 
 def test_attempts_are_kept_apart() -> None:
     assert len(events.merged([event(), event(attempt=2), event(run="b2")])) == 3
+
+
+def test_where_each_run_is_told_of_once_all_stay_in_the_order_they_came() -> None:
+    told = [event(run=f"r{number}") for number in (3, 1, 2)]
+
+    assert events.merged(told) == told
+    assert events.merged([]) == []
 
 
 def test_an_event_about_somebody_elses_run_changes_nothing() -> None:

@@ -49,5 +49,16 @@ def test_runs_that_take_long_are_remembered_while_many_others_end() -> None:
     assert recent.split([event("long")]).known == [event("long")]
 
 
+def test_only_the_first_end_of_an_attempt_is_told_of_again() -> None:
+    recent = Recent()
+    running, lost, ended = (event("a", state=state) for state in ("running", "lost", "succeeded"))
+
+    assert recent.add([running, event("b")]) == [event("b")]
+    assert recent.add([event("b"), event("b", 2)]) == [event("b", 2)]
+    assert recent.add([lost, event("c", state="running")]) == [lost]
+    assert recent.add([lost]) == []
+    assert recent.add([ended, event("c")]) == [event("c")]
+
+
 def test_the_tables_columns_are_an_events_fields_in_their_order() -> None:
     assert RunEvent.__struct_fields__ == _NAMES

@@ -8,7 +8,7 @@ one does not (a start, a compute time) is taken from it.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -20,7 +20,9 @@ from algomesh_broker.messages import RunEvent
 
 RANKS: Final = {"running": 0, "lost": 1}
 FINAL: Final = 2
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_LONGEST_ID: Final = 64
+_ID_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+_ID: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{_LONGEST_ID}}}", re.ASCII)
 _CALLER: Final = re.compile(r"[a-z0-9_~-]{1,128}", re.ASCII)
 _NAMED: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}/[a-z][a-z0-9_-]{0,62}", re.ASCII)
 _VERSION: Final = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}", re.ASCII)
@@ -45,6 +47,8 @@ def read(subject: str, data: bytes | memoryview, now: float) -> Taken:
     expected = _expected(subject)
     runs = codec.decode_events(data).runs
     latest = now + _AHEAD_S
+    if _are_good(runs, expected, latest):
+        return Taken(runs, 0)
     events = [
         event if _is_time(event, latest) and (not event.error or _is_text(event.error)) else _possible(event, latest)
         for event in runs
@@ -53,8 +57,10 @@ def read(subject: str, data: bytes | memoryview, now: float) -> Taken:
     return Taken(events, len(runs) - len(events))
 
 
-def merged(events: Iterable[RunEvent]) -> list[RunEvent]:
+def merged(events: Sequence[RunEvent]) -> list[RunEvent]:
     """At most one event for each attempt of each run."""
+    if len({event.run for event in events}) == len(events):
+        return list(events)
     known: dict[tuple[str, int], RunEvent] = {}
     for event in events:
         key = (event.run, event.attempt)
@@ -101,18 +107,57 @@ def _expected(subject: str) -> tuple[str, str, str]:
     raise BadMessage(f"{subject!r} is not the subject of events")
 
 
+def _are_good(events: Sequence[RunEvent], expected: tuple[str, str, str], latest: float) -> bool:
+    """Whether all of these are allowed and possible as they are, which is nearly always so.
+
+    To look at all of them together takes a quarter of the time that one by one takes, and is done first therefore.
+    """
+    algorithm = version = caller = root_caller = instance = None
+    for event in events:
+        if (
+            not (0.0 <= event.queued_at <= event.started_at <= event.ended_at <= latest or _is_time(event, latest))
+            or not (0.0 <= event.compute_ms < math.inf and 0.0 <= event.cold_ms < math.inf)
+            or not 1 <= event.attempt <= _MOST_ATTEMPTS
+            or (event.error and not _is_text(event.error))
+        ):
+            return False
+        # Mostly those of the event before it: to compare is cheaper than to look up.
+        if (
+            event.algorithm != algorithm
+            or event.version != version
+            or event.caller != caller
+            or event.root_caller != root_caller
+            or event.instance != instance
+        ):
+            if not _may_name(event, *expected):
+                return False
+            algorithm, version, caller = event.algorithm, event.version, event.caller
+            root_caller, instance = event.root_caller, event.instance
+    runs = [event.run for event in events]
+    ids = [*runs, *[event.root for event in events], *[event.parent for event in events]]
+    return (
+        all(runs)
+        and max(map(len, ids), default=0) <= _LONGEST_ID
+        and not "".join(ids).encode("ascii", "replace").translate(None, _ID_BYTES)
+    )
+
+
 def _is_allowed(event: RunEvent, algorithm: str, version: str, caller: str) -> bool:
-    if algorithm and (event.algorithm != algorithm or event.version != version):
-        return False
-    if caller and event.caller != caller:
-        return False
     run, root, parent = event.run, event.root, event.parent
-    if not (
-        _ID.fullmatch(run)
+    return bool(
+        _may_name(event, algorithm, version, caller)
+        and _ID.fullmatch(run)
         and (not root or root == run or _ID.fullmatch(root))
         and (not parent or parent == root or _ID.fullmatch(parent))
         and 1 <= event.attempt <= _MOST_ATTEMPTS
-    ):
+    )
+
+
+def _may_name(event: RunEvent, algorithm: str, version: str, caller: str) -> bool:
+    """Whether the names in it are names, and those that its subject stands for."""
+    if algorithm and (event.algorithm != algorithm or event.version != version):
+        return False
+    if caller and event.caller != caller:
         return False
     try:
         _check_names(event.algorithm, event.version, event.caller, event.root_caller, event.instance)

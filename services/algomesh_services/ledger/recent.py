@@ -26,29 +26,36 @@ class Recent:
     def __init__(self, most: int = MOST) -> None:
         self._running, self._ended, self._lost = _Keys(most), _Keys(most), _Keys(most)
 
-    def split(self, batch: Sequence[RunEvent]) -> Split:
-        """What is to be added, and what is to be merged with what is there."""
-        keys = _keys(batch)
+    def split(self, batch: Sequence[RunEvent], keys: list[int] | None = None) -> Split:
+        """What is to be added, and what is to be merged with what is there. keys: those of `batch`, if at hand."""
+        keys = keys_of(batch) if keys is None else keys
         known = self._ended.of(keys) | self._running.of(keys)
         if not known:
             return Split(list(batch), [])
         told = list(zip(keys, batch, strict=True))
         return Split([event for key, event in told if key not in known], [event for key, event in told if key in known])
 
-    def add(self, batch: Sequence[RunEvent]) -> list[RunEvent]:
+    def add(self, batch: Sequence[RunEvent], keys: list[int] | None = None) -> list[RunEvent]:
         """These are in the table now; those that are the first end of their run, as far as is known, are returned."""
-        running = [event for event in batch if event.state in events.RANKS]
-        ended = [event for event in batch if event.state not in events.RANKS] if running else list(batch)
-        lost = [event for event in running if event.state == "lost"]
-        self._running.add(_keys(running))
-        lost_keys, ended_keys = _keys(lost), _keys(ended)
-        told = self._lost.of(ended_keys + lost_keys) | self._ended.of(ended_keys + lost_keys)
-        self._lost.add(lost_keys)
-        self._ended.add(ended_keys)
-        if not told:
-            return ended + lost
-        keyed = zip(ended_keys + lost_keys, ended + lost, strict=True)
-        return [event for key, event in keyed if key not in told]
+        keys = keys_of(batch) if keys is None else keys
+        if events.RANKS.keys() & {event.state for event in batch}:
+            return self._add_mixed(batch, keys)
+        told = self._lost.of(keys) | self._ended.of(keys)
+        self._ended.add(keys)
+        return [event for key, event in zip(keys, batch, strict=True) if key not in told] if told else list(batch)
+
+    def _add_mixed(self, batch: Sequence[RunEvent], keys: list[int]) -> list[RunEvent]:
+        keyed = list(zip(keys, batch, strict=True))
+        running = [(key, event) for key, event in keyed if event.state in events.RANKS]
+        ended = [(key, event) for key, event in keyed if event.state not in events.RANKS]
+        lost = [(key, event) for key, event in running if event.state == "lost"]
+        self._running.add([key for key, _ in running])
+        last = ended + lost
+        last_keys = [key for key, _ in last]
+        told = self._lost.of(last_keys) | self._ended.of(last_keys)
+        self._lost.add([key for key, _ in lost])
+        self._ended.add([key for key, _ in ended])
+        return [event for key, event in last if key not in told]
 
 
 class _Keys:
@@ -61,7 +68,11 @@ class _Keys:
 
     def of(self, keys: list[int]) -> set[int]:
         """Those of `keys` that are kept."""
-        return self._young.intersection(keys) | self._old.intersection(keys)
+        found: set[int] = set()
+        for kept in (self._young, self._old):
+            if kept:
+                found |= kept.intersection(keys)
+        return found
 
     def add(self, keys: list[int]) -> None:
         self._young.update(keys)
@@ -69,5 +80,6 @@ class _Keys:
             self._young, self._old = set(), self._young
 
 
-def _keys(batch: Sequence[RunEvent]) -> list[int]:
+def keys_of(batch: Sequence[RunEvent]) -> list[int]:
+    """What each of these is remembered by."""
     return [hash((event.run, event.attempt)) for event in batch]

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from algomesh_broker.messages import RunEvent
@@ -72,16 +72,13 @@ class RunCounts:
         self.share_of: Callable[[str], float | None] = lambda _: None
         registry.add_source(self._gpu_seconds)
 
-    def count(self, events: Iterable[RunEvent]) -> None:
+    def count(self, events: Sequence[RunEvent]) -> None:
         """Count these ends of runs."""
         if self._clock() - self._known_since > _KNOWN_FOR_S:
             self._forget()
-        known, traced_below = self._known, self._traced_below
-        is_every = traced_below == _BELOW_ALL
-        algorithm = version = caller = state = error = ""
-        cell = self._nobody
-        took_spread, queued_spread = cell.took, cell.queued
-        for event in events:
+        algorithm = version = caller = state = error = None
+        cell, begin = self._nobody, 0
+        for place, event in enumerate(events):
             # Rows of one instance follow one another: to compare is cheaper than to look up.
             if (
                 event.caller != caller
@@ -90,12 +87,21 @@ class RunCounts:
                 or event.state != state
                 or event.error != error
             ):
+                self._add(cell, events[begin:place])
                 algorithm, version, caller, state, error = key = (
                     event.algorithm, event.version, event.caller, event.state, event.error,
                 )  # fmt: skip
-                cell = known.get(key) or self._cell(key)
-                took_spread, queued_spread = cell.took, cell.queued
-            cell.calls.value += 1
+                cell, begin = self._known.get(key) or self._cell(key), place
+        self._add(cell, events[begin:])
+
+    def _add(self, cell: _Cell, events: Sequence[RunEvent]) -> None:
+        """Count these, which are all of one kind."""
+        traced_below = self._traced_below
+        is_every = traced_below == _BELOW_ALL or cell.is_failure
+        took_counts, exemplars, queued_counts = cell.took.counts, cell.took.exemplars, cell.queued.counts
+        took_s = queued_s = compute_ms = 0.0
+        cold_count = 0
+        for event in events:
             started = event.started_at
             if not started:
                 continue  # it never ran: how long that took, nobody told
@@ -104,17 +110,22 @@ class RunCounts:
             if 0.0 < queued_at < started:
                 queued += started - queued_at
             took = queued + ended - started if ended > started else queued
-            cell.computed.value += event.compute_ms * 0.001
-            queued_spread.counts[0 if queued <= _LEAST_S else bisect_left(LATENCY_S, queued)] += 1
-            queued_spread.total += queued
-            place = bisect_left(LATENCY_S, took)
-            took_spread.counts[place] += 1
-            took_spread.total += took
+            compute_ms += event.compute_ms
+            queued_counts[0 if queued <= _LEAST_S else bisect_left(LATENCY_S, queued)] += 1
+            queued_s += queued
+            place = 0 if took <= _LEAST_S else bisect_left(LATENCY_S, took)
+            took_counts[place] += 1
+            took_s += took
             if cold:
-                cell.cold.value += 1
+                cold_count += 1
             # Only what has a trace: those that are sampled, and all that failed or were cold.
-            if is_every or cold or cell.is_failure or event.root[16:] < traced_below:
-                took_spread.exemplars[place] = (event.root, took, ended)
+            if is_every or cold or event.root[16:] < traced_below:
+                exemplars[place] = (event.root, took, ended)
+        cell.calls.value += len(events)
+        cell.cold.value += cold_count
+        cell.computed.value += compute_ms * 0.001
+        cell.took.total += took_s
+        cell.queued.total += queued_s
 
     def _cell(self, key: tuple[str, str, str, str, str]) -> _Cell:
         algorithm, number, caller, state, error = key
