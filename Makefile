@@ -39,7 +39,7 @@ compose-key: ## print the administrator's key of the mesh in containers
 	@exec deploy/compose/compose exec -T registry cat /var/lib/algomesh/secrets/admin.key
 
 compose-down: ## stop the mesh in containers; its data stay, unless ARGS=-v
-	@exec deploy/compose/compose --profile gpu --profile cli --profile observe down --remove-orphans $(ARGS)
+	@exec deploy/compose/down $(ARGS)
 
 compose-test: setup ## build, run, kill, scale and upgrade the mesh in containers, on the real engine
 	@ALGOMESH_COMPOSE_TEST=1 exec $(BIN)/pytest tests/compose -s -q -x --timeout 840 $(PYTEST)

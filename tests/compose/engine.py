@@ -69,7 +69,11 @@ class Mesh:
 
     def compose(self, *arguments: str, within_s: float = 300.0) -> str:
         """What a compose command prints. Raises CommandFailed."""
-        environment = os.environ | {
+        return _run([str(COMPOSE / "compose"), *arguments], os.environ | self.environment(), within_s)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make it this mesh and no other."""
+        return {
             "COMPOSE_PROJECT_NAME": PROJECT,
             "ALGOMESH_IMAGE": IMAGE,
             "ALGOMESH_FRONT_TAG": "test",
@@ -77,7 +81,6 @@ class Mesh:
             "ALGOMESH_HTTP_PORT": self.http,
             "ALGOMESH_NATS_PORT": self.nats,
         }
-        return _run([str(COMPOSE / "compose"), *arguments], environment, within_s)
 
     def build(self) -> None:
         """Build the three images; what an earlier run left up is removed first."""
@@ -100,7 +103,7 @@ class Mesh:
 
     def remove(self) -> None:
         """Take everything down, volumes too. Images stay: they are the next run's cache."""
-        self.compose("--profile", "cli", "down", "-v", "--remove-orphans", "--timeout", "10")
+        _run([str(COMPOSE / "down"), "-v", "--timeout", "10"], os.environ | self.environment(), 300.0)
 
     def containers(self, *services: str, running: bool = False) -> list[str]:
         """The ids of the containers of these services (none: of all), the running ones only where wished."""

@@ -1,7 +1,9 @@
 """A real Prometheus, in a container, with the configuration that comes with the mesh, scrapes a mesh under load."""
 
+import functools
 import json
 import math
+import os
 import shutil
 import subprocess
 import time
@@ -22,7 +24,8 @@ from tests.promql import expressions_of, filled
 
 pytestmark = [pytest.mark.integration, pytest.mark.engine]
 
-IMAGE = "prom/prometheus:latest"
+# The one that deploy/compose has, or whatever of it is here.
+IMAGES = (os.environ.get("PROMETHEUS_IMAGE") or "prom/prometheus:v3.13.4", "prom/prometheus:latest")
 OBSERVABILITY = Path(__file__).parents[2] / "observability"
 WITHIN_S = 100.0
 
@@ -35,18 +38,23 @@ def docker(*arguments: str, stdin: str | None = None, timeout_s: float = 60.0) -
 
 @pytest.fixture(scope="module")
 def needs_prometheus() -> None:
+    if not find_image():
+        pytest.skip(f"needs a Docker engine with {IMAGES[0]}")
+
+
+@functools.cache
+def find_image() -> str:
+    """The first of the images that the engine has; empty without one."""
     try:
-        found = docker("image", "inspect", IMAGE)
+        return next((image for image in IMAGES if docker("image", "inspect", image).returncode == 0), "")
     except (OSError, subprocess.TimeoutExpired):
-        found = None
-    if found is None or found.returncode:
-        pytest.skip(f"needs a Docker engine with {IMAGE}")
+        return ""
 
 
 def promtool(*arguments: str, folder: Path, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     name = f"algomesh-metrics-{uuid.uuid4().hex[:8]}"
     mount = ("-v", f"{folder}:/etc/prometheus:ro", "--entrypoint", "promtool")
-    return docker("run", "--rm", "-i", "--name", name, *mount, IMAGE, *arguments, stdin=stdin)
+    return docker("run", "--rm", "-i", "--name", name, *mount, find_image(), *arguments, stdin=stdin)
 
 
 class Prometheus:
@@ -72,7 +80,7 @@ class Prometheus:
     def __enter__(self) -> "Prometheus":
         started = docker(
             "run", "-d", "--rm", "--name", self.name, "--network", "host",
-            "-v", f"{self._folder}:/etc/prometheus:ro", "--tmpfs", "/data", IMAGE,
+            "-v", f"{self._folder}:/etc/prometheus:ro", "--tmpfs", "/data", find_image(),
             "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/data",
             "--enable-feature=exemplar-storage", f"--web.listen-address={self.url.removeprefix('http://')}",
         )  # fmt: skip

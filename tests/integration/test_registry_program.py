@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from algomesh_services.registry.settings import MissingSetting, Settings
+from algomesh_services.environment import BadSetting
+from algomesh_services.registry.settings import Settings
 from tests.integration.registry_fixtures import running_mesh
 
 pytestmark = pytest.mark.integration
@@ -50,5 +51,5 @@ async def test_it_says_ready_serves_and_ends_at_sigterm(tmp_path: Path, postgres
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(MissingSetting, match="ALGOMESH_POSTGRES and ALGOMESH_STATE"):
+    with pytest.raises(BadSetting, match="ALGOMESH_POSTGRES and ALGOMESH_STATE"):
         Settings.from_environment({"ALGOMESH_NATS": "nats://127.0.0.1:4222"})

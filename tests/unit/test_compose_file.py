@@ -38,6 +38,15 @@ def test_the_images_of_others_are_the_official_ones_unless_somebody_says_otherwi
     )
 
 
+def test_no_image_of_others_is_whatever_is_the_latest() -> None:
+    images = {name: image for name, image in variables_of("compose.yaml").items() if name.endswith("_IMAGE")}
+    del images["ALGOMESH_IMAGE"]  # a name, whose tag is another variable
+
+    assert len(images) == 7
+    for name, image in images.items():
+        assert re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)*(-\w+)?", image), name
+
+
 def test_no_variable_stands_where_docker_compose_1_29_wants_a_number() -> None:
     text = (COMPOSE / "compose.yaml").read_text()
 

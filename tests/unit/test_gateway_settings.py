@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from algomesh_services.environment import BadSetting
 from algomesh_services.gateway.service import Address
-from algomesh_services.gateway.settings import BadSetting, Settings
+from algomesh_services.gateway.settings import Settings
 
 
 def test_settings_come_from_the_environment() -> None:

@@ -3,9 +3,10 @@
 import pytest
 from aiodocker.exceptions import DockerError
 
+from algomesh_services.environment import BadSetting
 from algomesh_services.launcher.docker_engine import Engine
 from algomesh_services.launcher.driver import LaunchFailed
-from algomesh_services.launcher.settings import BadSettings, DockerSettings, Settings
+from algomesh_services.launcher.settings import DockerSettings, Settings
 
 STATE = {"ALGOMESH_STATE": "/state"}
 
@@ -15,7 +16,7 @@ def test_nothing_set_means_processes() -> None:
 
 
 def test_a_driver_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(BadSettings, match="ALGOMESH_DRIVER='podman' is none of process, docker"):
+    with pytest.raises(BadSetting, match="ALGOMESH_DRIVER='podman' is none of process, docker"):
         Settings.from_environment({**STATE, "ALGOMESH_DRIVER": "podman"})
 
 

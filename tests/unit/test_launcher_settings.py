@@ -2,7 +2,8 @@
 
 import pytest
 
-from algomesh_services.launcher.settings import BadSettings, Settings, new_launcher_id
+from algomesh_services.environment import BadSetting
+from algomesh_services.launcher.settings import Settings, new_launcher_id
 
 GIVEN = {
     "ALGOMESH_NATS": "nats://127.0.0.1:5000",
@@ -35,12 +36,12 @@ def test_the_machine_is_asked_for_what_is_not_given() -> None:
 
 @pytest.mark.parametrize("value", ["many", "-1", "0", "nan", "inf"])
 def test_what_is_not_a_number_above_zero_is_refused_by_name(value: str) -> None:
-    with pytest.raises(BadSettings, match="ALGOMESH_MAX_INSTANCES"):
+    with pytest.raises(BadSetting, match="ALGOMESH_MAX_INSTANCES"):
         Settings.from_environment(GIVEN | {"ALGOMESH_MAX_INSTANCES": value})
 
 
 def test_a_missing_state_directory_is_refused_by_name() -> None:
-    with pytest.raises(BadSettings, match="ALGOMESH_STATE"):
+    with pytest.raises(BadSetting, match="ALGOMESH_STATE"):
         Settings.from_environment({})
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from algomesh_services.ledger.settings import BadSetting, Settings
+from algomesh_services.environment import BadSetting
+from algomesh_services.ledger.settings import Settings
 
 NEEDED = {"ALGOMESH_NATS": "nats://h:1", "ALGOMESH_POSTGRES": "postgresql://h/d", "ALGOMESH_STATE": "/state"}
 

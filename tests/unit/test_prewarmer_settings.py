@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from algomesh_services.prewarmer.settings import BadSetting, Settings
+from algomesh_services.environment import BadSetting
+from algomesh_services.prewarmer.settings import Settings
 
 GIVEN = {"ALGOMESH_NATS": "nats://h:1", "ALGOMESH_POSTGRES": "postgresql://h/d", "ALGOMESH_STATE": "/state"}
 

@@ -5,7 +5,6 @@ not there it tries again, for ever, and whoever asks meanwhile gets `Unreachable
 """
 
 import asyncio
-import random
 from pathlib import Path
 
 import structlog
@@ -15,6 +14,7 @@ from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity
 from algomesh_broker.directory import Directory
 from algomesh_broker.errors import BrokerError
+from algomesh_services.lifecycle import retried
 
 log = structlog.get_logger("algomesh.gateway")
 
@@ -44,23 +44,20 @@ class Link:
 
     async def run(self) -> None:
         """Connect, read the directory, and stay; tries again until cancelled."""
-        delay_s, said = _RETRY_FIRST_S, ""
         try:
-            while self._directory is None:
-                try:
-                    await self._open()
-                except (BrokerError, OSError) as error:
-                    if str(error) != said:
-                        said = str(error)
-                        log.warning("mesh_not_reached", nats=self._nats_url, error=said)
-                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
-                    delay_s = min(2 * delay_s, _RETRY_LAST_S)
-            log.info("ready", nats=self._nats_url, algorithms=len(self._directory))
+            directory = await retried(
+                self._open,
+                (BrokerError, OSError),
+                lambda said: log.warning("mesh_not_reached", nats=self._nats_url, error=said),
+                first_s=_RETRY_FIRST_S,
+                last_s=_RETRY_LAST_S,
+            )
+            log.info("ready", nats=self._nats_url, algorithms=len(directory))
             await asyncio.Event().wait()
         finally:
             await self._close()
 
-    async def _open(self) -> None:
+    async def _open(self) -> Directory:
         identity = program_identity(self._secrets, "gateway")
         self._connection = await Connection.open(self._nats_url, identity, name="gateway")
         try:
@@ -68,6 +65,7 @@ class Link:
         except BaseException:
             await self._close()
             raise
+        return self._directory
 
     async def _close(self) -> None:
         connection, self._connection = self._connection, None

@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from algomesh_services.gateway.metrics import watch
 from algomesh_services.gateway.pages import Pages
 from algomesh_services.gateway.settings import Settings
 from algomesh_services.gateway.stream_face import StreamFace
+from algomesh_services.lifecycle import told_to_stop
 from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.gateway")
@@ -58,10 +58,7 @@ class Address(NamedTuple):
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises PortInUse."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+    stop = told_to_stop()
     async with serving(settings):
         await stop.wait()
         log.info("stopping")

@@ -1,23 +1,17 @@
 """What the gateway is told by its environment, read here and nowhere else."""
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, ClassVar
 
-DEFAULT_NATS = "nats://127.0.0.1:4222"
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8080
-DEFAULT_BODY_BYTES = 8 * 2**20 - 4096
+from msgspec import Meta
 
-
-class BadSetting(ValueError):
-    """A variable of the environment is missing or not what it should be; the sentence names it."""
+from algomesh_services.environment import Variable
+from algomesh_services.program_settings import DEFAULT_NATS, GRACE, NATS, ProgramSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ProgramSettings):
     """Addresses, places and bounds. Times in seconds; port 0 is any free one, told in `run/gateway.json`.
 
     `leave_s` is how long a gateway that was told to stop still takes calls while it says that it is not ready, for
@@ -29,17 +23,26 @@ class Settings:
     nobody uses is kept, `keys` how many there are at most.
     """
 
-    nats: str
-    state: Path
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
-    grace_s: float = 5.0
-    leave_s: float = 0.0
+    program: ClassVar[str] = "gateway"
+
+    nats: Annotated[str, NATS] = DEFAULT_NATS
+    host: Annotated[str, Variable("ALGOMESH_GATEWAY_HOST", "the address to listen on")] = "127.0.0.1"
+    port: Annotated[
+        int, Variable("ALGOMESH_GATEWAY_PORT", "the port to listen on, 0 for any free one"), Meta(ge=0, le=65_535)
+    ] = 8080
+    grace_s: Annotated[float, GRACE, Meta(ge=0, le=3_600)] = 5.0
+    leave_s: Annotated[
+        float,
+        Variable("ALGOMESH_LEAVE_S", "seconds that it still takes calls once it says that it is not ready"),
+        Meta(ge=0, le=3_600),
+    ] = 0.0
     head_s: float = 10.0
     idle_s: float = 75.0
     body_pause_s: float = 10.0
     body_s: float = 120.0
-    body_bytes: int = DEFAULT_BODY_BYTES
+    body_bytes: Annotated[
+        int, Variable("ALGOMESH_GATEWAY_BODY_BYTES", "the size of the largest input, in bytes"), Meta(ge=1, le=2**30)
+    ] = 8 * 2**20 - 4096
     bodies_bytes: int = 512 * 2**20
     beat_s: float = 15.0
     connections: int = 4_096
@@ -49,57 +52,6 @@ class Settings:
     detached: int = 1_000
 
     @property
-    def secrets(self) -> Path:
-        """The directory of secret files."""
-        return self.state / "secrets"
-
-    @property
     def address_file(self) -> Path:
         """Where the gateway says where it listens, once it does."""
         return self.state / "run" / "gateway.json"
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read `ALGOMESH_NATS`, `…_STATE`, `…_GRACE_S`, `…_LEAVE_S`,
-        `ALGOMESH_GATEWAY_HOST`, `…_PORT` and `…_BODY_BYTES`.
-
-        Raises BadSetting, naming the variable.
-        """
-        state = environment.get("ALGOMESH_STATE", "").strip()
-        if not state:
-            raise BadSetting("set ALGOMESH_STATE to the state directory of the mesh")
-        return cls(
-            nats=environment.get("ALGOMESH_NATS", "").strip() or DEFAULT_NATS,
-            state=Path(state).absolute(),
-            host=environment.get("ALGOMESH_GATEWAY_HOST", "").strip() or DEFAULT_HOST,
-            port=_port(environment.get("ALGOMESH_GATEWAY_PORT", "").strip()),
-            body_bytes=_size(environment.get("ALGOMESH_GATEWAY_BODY_BYTES", "").strip()),
-            grace_s=_seconds("ALGOMESH_GRACE_S", environment.get("ALGOMESH_GRACE_S", "").strip(), cls.grace_s),
-            leave_s=_seconds("ALGOMESH_LEAVE_S", environment.get("ALGOMESH_LEAVE_S", "").strip(), cls.leave_s),
-        )
-
-
-def _port(text: str) -> int:
-    if not text:
-        return DEFAULT_PORT
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise BadSetting(f"ALGOMESH_GATEWAY_PORT={text!r} is not a port; write 0 (any free one) to 65535")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    if not text:
-        return DEFAULT_BODY_BYTES
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 2**30):
-        raise BadSetting(f"ALGOMESH_GATEWAY_BODY_BYTES={text!r} is not a number of bytes from 1 to 1 GiB")
-    return int(text)
-
-
-def _seconds(name: str, text: str, default: float) -> float:
-    try:
-        seconds = float(text) if text else default
-    except ValueError as error:
-        raise BadSetting(f"{name}={text!r} is not a number of seconds") from error
-    if not 0 <= seconds <= 3600:
-        raise BadSetting(f"{name}={text!r} is not a number of seconds from 0 to 3600")
-    return seconds

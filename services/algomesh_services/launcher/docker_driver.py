@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from algomesh_broker.boot import Boot
 from algomesh_broker.platform import unpack
 from algomesh_services.launcher import logs
+from algomesh_services.launcher.docker_built import BuiltImages, Retention
 from algomesh_services.launcher.docker_engine import LABEL, Engine
 from algomesh_services.launcher.docker_files import Mounted, VersionFiles
 from algomesh_services.launcher.docker_images import Images
@@ -56,10 +57,15 @@ class DockerDriver:
         launcher: str,
         watch_interval_s: float = 0.2,
         log_limit_bytes: int = logs.DEFAULT_LIMIT_BYTES,
+        retention: Retention | None = None,
     ) -> None:
-        """Prepare a driver for the launcher `launcher`, whose state directory marks what is its mesh's."""
+        """Prepare a driver for the launcher `launcher`, whose state directory marks what is its mesh's.
+
+        `retention` says how long images that were built stay; without it, as the settings say.
+        """
         self._settings, self._state, self._launcher = settings, state, launcher
         self._watch_interval_s, self._log_limit_bytes = watch_interval_s, log_limit_bytes
+        self._retention = retention or Retention(most=settings.kept_images)
         self._processes: dict[str, ContainerProcess] = {}
         self._launching: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,11 +78,16 @@ class DockerDriver:
         """Take the lock that says that this launcher lives. Raises OSError, LaunchFailed."""
         self._lock = self._stack.enter_context(LauncherLock(self._state, self._launcher))
         self._engine = await self._stack.enter_async_context(Engine(self._settings.host))
-        self._labels = {f"{LABEL}mesh": self._lock.mesh, f"{LABEL}launcher": self._launcher}
-        self._images = Images(self._engine, self._settings.image)
+        shared = {f"{LABEL}mesh": self._lock.mesh}
+        if self._settings.project:
+            shared[f"{LABEL}project"] = self._settings.project
+        self._labels = {**shared, f"{LABEL}launcher": self._launcher}
+        self._built = BuiltImages(self._engine, self._lock.mesh, shared, self._state, self._retention)
+        self._images = Images(self._engine, self._settings.image, self._built)
         self._files = VersionFiles(self._engine, self._launcher, self._labels, self._settings.versions)
         self._begin(self._watch(), "watch containers")
         self._begin(self._keep_house(), "measure containers")
+        self._begin(self._built.keep_pruned(), "prune images")
         return self
 
     async def __aexit__(
@@ -105,6 +116,10 @@ class DockerDriver:
         await self._sweep()
         await self._images.base()
 
+    def know_published(self, digests: Callable[[], Collection[str]]) -> None:
+        """From now on, images of versions whose digests are not among these are removed after a while."""
+        self._built.published = digests
+
     async def launch(self, spec: LaunchSpec) -> ContainerProcess:
         """Start a container; raises LaunchFailed with a sentence."""
         if self._closing:
@@ -116,9 +131,9 @@ class DockerDriver:
         self._launching[spec.instance] = spec.digest
         try:
             await self._sweep()
-            image = await self._images.choose(spec)
-            mounted = await self._files.mount(spec, image)
-            process = await self._start(spec, image, mounted)
+            async with self._images.chosen(spec) as image:
+                mounted = await self._files.mount(spec, image)
+                process = await self._start(spec, image, mounted)
         finally:
             del self._launching[spec.instance]
         self._processes[spec.instance] = process

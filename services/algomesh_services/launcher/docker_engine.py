@@ -88,6 +88,23 @@ class Engine:
                 f"{error}; it printed last: {said}" if said else str(error), blame=error.blame
             ) from error
 
+    async def images(self, label: str) -> list[dict[str, Any]]:
+        """What the engine tells of all images that have `label`: Id, RepoTags, Labels, Created and more."""
+        with self.asking("images cannot be listed"):
+            return list(await self._client.images.list(filters={"label": [label]}))
+
+    async def remove_image(self, image: str) -> bool:
+        """Remove an image; False when a container, running or not, was made of it, and it stays."""
+        with self.asking(f"the image {image} cannot be removed"):
+            try:
+                await self._client.images.delete(image)
+            except DockerError as error:
+                if error.status == 409:
+                    return False
+                if error.status != 404:
+                    raise
+        return True
+
     # Volumes
 
     async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:

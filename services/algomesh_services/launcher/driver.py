@@ -6,10 +6,11 @@ them elsewhere.
 """
 
 import signal
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from algomesh.instance.watch import Phase
 
@@ -171,6 +172,15 @@ class Driver(Protocol):
 
     async def warm(self, preload: frozenset[str]) -> None:
         """Prepare for instances with these modules, so that the first of them starts fast; raises LaunchFailed."""
+        ...
+
+
+@runtime_checkable
+class KeepsByVersion(Protocol):
+    """A driver that keeps something for each version, and drops it when there is no such version any more."""
+
+    def know_published(self, digests: Callable[[], Collection[str]]) -> None:
+        """`digests` are those of the versions in the directory, to be asked at any time."""
         ...
 
 

@@ -6,7 +6,6 @@ instances. On SIGTERM: no new instances → instances drain (grace) → they are
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,12 +21,13 @@ from algomesh_broker.identity import sign_instance_token
 from algomesh_broker.names import VersionId
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_services.asking import Programs
+from algomesh_services.environment import BadSetting
 from algomesh_services.launcher import isolation
 from algomesh_services.launcher.bundles import Bundles
 from algomesh_services.launcher.claims import Claims
 from algomesh_services.launcher.control import Control
 from algomesh_services.launcher.demand import hear_demand
-from algomesh_services.launcher.driver import Driver, LaunchFailed
+from algomesh_services.launcher.driver import Driver, KeepsByVersion, LaunchFailed
 from algomesh_services.launcher.externals import Externals
 from algomesh_services.launcher.fleet import Fleet
 from algomesh_services.launcher.holds import hear_holds
@@ -40,8 +40,9 @@ from algomesh_services.launcher.process_driver import ProcessDriver
 from algomesh_services.launcher.provision import provider
 from algomesh_services.launcher.requests import PROGRAM, Requests
 from algomesh_services.launcher.results import Results
-from algomesh_services.launcher.settings import BadSettings, Settings
+from algomesh_services.launcher.settings import Settings
 from algomesh_services.launcher.start_spans import StartSpans
+from algomesh_services.lifecycle import Errors, Life, retried, told_to_stop
 from algomesh_services.readiness import show_ready
 
 log = structlog.get_logger("algomesh.launcher")
@@ -51,16 +52,12 @@ T = TypeVar("T")
 BEAT_S = 1.0
 _CLOSE_S = 2.0
 _RETRY_S = 0.2
-_LOG_RETRY_EVERY_S = 5.0
 _KEEP_WARM_S = 60.0
 
 
 async def run(settings: Settings) -> None:
     """Be a launcher until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await serve(settings, stopping)
+    await serve(settings, told_to_stop())
 
 
 async def serve(
@@ -71,25 +68,14 @@ async def serve(
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Be a launcher until `stopping` is set; `on_ready` is called once calls can start instances. Raises OSError."""
-    begun = asyncio.Event()
-    serving = asyncio.create_task(_serve(settings, stopping, driver, begun, on_ready), name="launcher")
-    waiting = asyncio.create_task(stopping.wait(), name="launcher-stop")
-    try:
-        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if begun.is_set() and not serving.done():
-            await asyncio.wait({serving}, timeout=settings.stop_s + _CLOSE_S)
-    finally:
-        # It may still wait for its servers, or hang in the end: its driver kills what is left.
-        serving.cancel()
-        waiting.cancel()
-        await asyncio.gather(serving, waiting, return_exceptions=True)
-    if not serving.cancelled():
-        serving.result()
+    life = Life(PROGRAM, stopping, on_ready)
+    # Should it hang in the end, its driver kills what is left.
+    await life.live(_serve(settings, driver, life), grace_s=settings.stop_s + _CLOSE_S)
     log.info("stopped", launcher=settings.launcher)
 
 
 async def make_driver(settings: Settings) -> Driver:
-    """The driver that is set; `process` is as well isolated as this machine allows. Raises OSError, BadSettings."""
+    """The driver that is set; `process` is as well isolated as this machine allows. Raises OSError, BadSetting."""
     settings.versions.mkdir(parents=True, exist_ok=True)
     settings.logs.mkdir(parents=True, exist_ok=True)
     if settings.driver == "docker":
@@ -103,17 +89,11 @@ def _make_docker_driver(settings: Settings) -> Driver:
     try:
         from algomesh_services.launcher.docker_driver import DockerDriver
     except ImportError as error:
-        raise BadSettings(f"ALGOMESH_DRIVER=docker needs `pip install algomesh[docker]`: {error}") from error
+        raise BadSetting(f"ALGOMESH_DRIVER=docker needs `pip install algomesh[docker]`: {error}") from error
     return DockerDriver(settings.docker, state=settings.state, launcher=settings.launcher)
 
 
-async def _serve(
-    settings: Settings,
-    stopping: asyncio.Event,
-    given: Driver | None,
-    begun: asyncio.Event,
-    on_ready: Callable[[], None],
-) -> None:
+async def _serve(settings: Settings, given: Driver | None, life: Life) -> None:
     async with contextlib.AsyncExitStack() as stack:
         # It takes a moment: meanwhile the servers are looked for.
         making = asyncio.create_task(_given(given) if given is not None else make_driver(settings), name="make driver")
@@ -122,6 +102,8 @@ async def _serve(
         connection, parking, bundles = servers.connection, servers.parking, servers.bundles
         driver = await making
         await stack.enter_async_context(driver)
+        if isinstance(driver, KeepsByVersion):
+            driver.know_published(_digests_in(servers.directory))
         leases = Leases()
         externals = Externals(
             settings.launcher,
@@ -179,9 +161,8 @@ async def _serve(
                 gpus=len(settings.capacity.gpus),
             )
             working.append(tasks.create_task(show_ready(lambda: connection.is_connected), name="readiness"))
-            begun.set()
-            on_ready()
-            await stopping.wait()
+            life.begin()
+            await life.stopping.wait()
 
             log.info("stopping", program=PROGRAM, instances=len(fleet.instances))
             control.close()
@@ -253,6 +234,11 @@ def _published_in(directory: Directory) -> Callable[[VersionId], bool]:
     return is_published
 
 
+def _digests_in(directory: Directory) -> Callable[[], set[str]]:
+    """What versions that are in the directory were made of."""
+    return lambda: {version.digest for entry in directory.entries() for version in entry.versions}
+
+
 def _restore_after_reconnect(
     store: Connection, tasks: asyncio.TaskGroup, control: Control, claims: Claims, results: Results
 ) -> None:
@@ -297,18 +283,14 @@ async def _keep_warm(driver: Driver) -> None:
         await asyncio.sleep(_KEEP_WARM_S if not is_failing else BEAT_S)
 
 
-async def _until_there(what: str, attempt: Callable[[], Awaitable[T]], expected: type[Exception] = BrokerError) -> T:
-    """Try until it works; what is missing is logged now and then, not at every try."""
-    loop = asyncio.get_running_loop()
-    said_at = -_LOG_RETRY_EVERY_S
-    while True:
-        try:
-            return await attempt()
-        except expected as error:
-            if loop.time() - said_at >= _LOG_RETRY_EVERY_S:
-                said_at = loop.time()
-                log.warning("waiting_for", what=what, error=str(error))
-        await asyncio.sleep(_RETRY_S)
+async def _until_there(what: str, attempt: Callable[[], Awaitable[T]], away: Errors = BrokerError) -> T:
+    return await retried(
+        attempt,
+        away,
+        lambda said: log.warning("waiting_for", what=what, error=said),
+        first_s=_RETRY_S,
+        last_s=_RETRY_S,
+    )
 
 
 def _host_beat(launcher: str, *, is_alive: bool, host: str = "") -> bytes:

@@ -5,7 +5,6 @@ nothing else notices.
 """
 
 import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
@@ -23,7 +22,7 @@ from algomesh_services.ledger.metrics import watch
 from algomesh_services.ledger.settings import Settings
 from algomesh_services.ledger.store import Store
 from algomesh_services.ledger.verbs import Verbs
-from algomesh_services.lifecycle import retried, work_until
+from algomesh_services.lifecycle import Life, told_to_stop
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.readiness import show_ready
 
@@ -36,39 +35,25 @@ _REQUESTS_AT_ONCE: Final = 32
 async def run(settings: Settings) -> None:
     """Keep the ledger until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
     give_way()  # calls go before their record, which waits in its stream
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopping.set)
-    await serve(settings, stopping)
+    await serve(settings, told_to_stop())
 
 
 async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
     """Keep the ledger until `stopping` is set; `on_ready` is called once it does."""
+    life = Life(PROGRAM, stopping, on_ready)
     async with AsyncExitStack() as stack:
-        work = _work(settings, stack, stopping, on_ready)
-        await work_until(stopping, work, program=PROGRAM, grace_s=settings.grace_s)
+        await life.live(_work(settings, stack, life), grace_s=settings.grace_s)
 
 
-async def _work(
-    settings: Settings, stack: AsyncExitStack, stopping: asyncio.Event, on_ready: Callable[[], None]
-) -> None:
+async def _work(settings: Settings, stack: AsyncExitStack, life: Life) -> None:
     secrets = settings.secrets
-    store = await retried(stopping, PROGRAM, "postgres", lambda: Store.open(settings.postgres, settings.schema))
-    if store is None:
-        return
+    store = await life.until_there("postgres", lambda: Store.open(settings.postgres, settings.schema), StoreAway)
     stack.push_async_callback(store.close)
     identity = program_identity(secrets, PROGRAM).with_own_inbox()
-    connection = await retried(
-        stopping, PROGRAM, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM)
-    )
-    if connection is None:
-        return
+    connection = await life.until_there("nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
     stack.push_async_callback(connection.close)
     admin_identity = store_identity(secrets, PROGRAM)
-    admin = await retried(stopping, PROGRAM, "nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
-    if admin is None:
-        return
+    admin = await life.until_there("nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
     stack.push_async_callback(admin.close)
 
     feed = Feed(admin, batch=settings.batch, linger_s=settings.linger_s, gather_s=settings.gather_s)
@@ -83,8 +68,7 @@ async def _work(
     requests = RequestServer(
         connection, PROGRAM, Verbs(store).table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,)
     )
-    if not await retried(stopping, PROGRAM, "nats", lambda: _up(feed, keeper, requests, connection)):
-        return
+    await life.until_there("nats", lambda: _up(feed, keeper, requests, connection))
     await stack.enter_async_context(watch(keeper, connection))
     async with asyncio.TaskGroup() as tasks:
         work = [
@@ -93,8 +77,8 @@ async def _work(
             tasks.create_task(show_ready(lambda: connection.is_connected), name="ledger-readiness"),
         ]
         log.info("ready")
-        on_ready()
-        await stopping.wait()
+        life.begin()
+        await life.stopping.wait()
         log.info("stopping")
         await requests.close(settings.grace_s / 2)
         with suppress(TimeoutError):
@@ -104,9 +88,8 @@ async def _work(
             task.cancel()
 
 
-async def _up(feed: Feed, keeper: Keeper, requests: RequestServer, connection: Connection) -> bool:
+async def _up(feed: Feed, keeper: Keeper, requests: RequestServer, connection: Connection) -> None:
     """Events are kept from here on, and questions answered."""
     await feed.prepare()
     await keeper.hear_fleet(connection)
     await requests.serve()
-    return True

@@ -5,7 +5,6 @@ else notices.
 """
 
 import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
@@ -15,7 +14,7 @@ import structlog
 from algomesh_broker.connection import Connection
 from algomesh_broker.credentials import program_identity
 from algomesh_broker.request_server import RequestServer
-from algomesh_services.lifecycle import retried, work_until
+from algomesh_services.lifecycle import Life, told_to_stop
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.keeping import Keeper, known_start, restore
@@ -35,11 +34,7 @@ _STARTS_REMEMBERED: Final = 20
 
 async def run(settings: Settings) -> None:
     """Pre-warm until SIGTERM or SIGINT. Raises OSError when a secret file cannot be read."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopping.set)
-    await serve(settings, stopping)
+    await serve(settings, told_to_stop())
 
 
 async def serve(
@@ -49,32 +44,18 @@ async def serve(
     clock: Clock | None = None,
 ) -> None:
     """Pre-warm until `stopping` is set; `on_ready` is called once it does."""
+    life = Life(PROGRAM, stopping, on_ready)
     async with AsyncExitStack() as stack:
-        work = _work(settings, stack, stopping, on_ready, clock or Clock())
-        await work_until(stopping, work, program=PROGRAM, grace_s=settings.grace_s)
+        await life.live(_work(settings, stack, life, clock or Clock()), grace_s=settings.grace_s)
 
 
-async def _work(
-    settings: Settings,
-    stack: AsyncExitStack,
-    stopping: asyncio.Event,
-    on_ready: Callable[[], None],
-    clock: Clock,
-) -> None:
-    store = await retried(stopping, PROGRAM, "postgres", lambda: Store.open(settings.postgres, settings.schema))
-    if store is None:
-        return
+async def _work(settings: Settings, stack: AsyncExitStack, life: Life, clock: Clock) -> None:
+    store = await life.until_there("postgres", lambda: Store.open(settings.postgres, settings.schema), StoreAway)
     stack.push_async_callback(store.close)
     identity = program_identity(settings.secrets, PROGRAM).with_own_inbox()
-    connection = await retried(
-        stopping, PROGRAM, "nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM)
-    )
-    if connection is None:
-        return
+    connection = await life.until_there("nats", lambda: Connection.open(settings.nats, identity, name=PROGRAM))
     stack.push_async_callback(connection.close)
-    warming = await retried(stopping, PROGRAM, "postgres", lambda: _remembering(settings, store, connection, clock))
-    if warming is None:
-        return
+    warming = await life.until_there("postgres", lambda: _remembering(settings, store, connection, clock), StoreAway)
     stack.push_async_callback(warming.close)
     keeper = Keeper(
         store,
@@ -90,8 +71,7 @@ async def _work(
     )
     verbs = Verbs(store, warming.policy)
     requests = RequestServer(connection, PROGRAM, verbs.table, at_once=_REQUESTS_AT_ONCE, database_away=(StoreAway,))
-    if not await retried(stopping, PROGRAM, "nats", lambda: _up(warming, requests)):
-        return
+    await life.until_there("nats", lambda: _up(warming, requests))
     stack.enter_context(watch(warming, connection))
     async with asyncio.TaskGroup() as tasks:
         work = [
@@ -100,8 +80,8 @@ async def _work(
             tasks.create_task(show_ready(lambda: connection.is_connected), name="prewarmer-readiness"),
         ]
         log.info("ready")
-        on_ready()
-        await stopping.wait()
+        life.begin()
+        await life.stopping.wait()
         log.info("stopping")
         await requests.close(settings.grace_s / 4)
         for task in work:
@@ -122,8 +102,7 @@ async def _remembering(settings: Settings, store: Store, connection: Connection,
     return warming
 
 
-async def _up(warming: Warming, requests: RequestServer) -> bool:
+async def _up(warming: Warming, requests: RequestServer) -> None:
     """Calls are heard from here on, and questions answered."""
     await warming.hear()
     await requests.serve()
-    return True

@@ -6,21 +6,19 @@ way within its grace, and closes.
 """
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TypeVar
 
 import structlog
 
 from algomesh_broker import credentials
 from algomesh_broker.connection import Connection
 from algomesh_broker.directory import Directory
-from algomesh_broker.errors import Unauthenticated, Unreachable
 from algomesh_broker.identity import Identity, key_id
 from algomesh_broker.request_server import RequestServer
 from algomesh_broker.streams import JetStreamAdmin
 from algomesh_broker.usertoken import Issuer
+from algomesh_services.lifecycle import Life, told_to_stop
 from algomesh_services.postgres_pool import StoreAway
 from algomesh_services.readiness import show_ready
 from algomesh_services.registry.archives import Archives
@@ -38,45 +36,36 @@ from algomesh_services.registry.verbs import Verbs
 
 log = structlog.get_logger("algomesh.registry")
 
-T = TypeVar("T")
 PROGRAM = "registry"
 ADMIN_KEY_NAME = "administrator"
 _REQUESTS_AT_ONCE = 64
-_RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
+_CLOSE_S = 2.0
 
 
 async def run(settings: Settings) -> None:
     """Be a registry until SIGTERM or SIGINT. Raises OSError when the state directory cannot be used."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await serve(settings, stopping)
+    await serve(settings, told_to_stop())
 
 
 async def serve(settings: Settings, stopping: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
     """Be a registry until `stopping` is set; `on_ready` is called once it answers. Raises OSError."""
+    life = Life(PROGRAM, stopping, on_ready)
     async with AsyncExitStack() as stack:
-        starting = asyncio.create_task(_start(settings, stack), name="registry-start")
-        stop = asyncio.create_task(stopping.wait(), name="registry-stop")
-        try:
-            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                return
-            requests, upkeep = starting.result()
-            log.info("ready", program=PROGRAM)
-            on_ready()
-            await asyncio.wait({stop, upkeep.task}, return_when=asyncio.FIRST_COMPLETED)
-            log.info("stopping", program=PROGRAM)
-            await requests.close(settings.grace_s)
-            if upkeep.task.done():
-                upkeep.task.result()  # it runs for ever: what ended it is raised here
-        finally:
-            for task in (starting, stop):
-                task.cancel()
-            await asyncio.gather(starting, stop, return_exceptions=True)
+        await life.live(_work(settings, stack, life), grace_s=settings.grace_s + _CLOSE_S)
 
 
-async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServer, Upkeep]:
+async def _work(settings: Settings, stack: AsyncExitStack, life: Life) -> None:
+    requests, upkeep = await _start(settings, stack, life)
+    log.info("ready", program=PROGRAM)
+    life.begin()
+    await _first_of(life.stopping, upkeep.task)
+    log.info("stopping", program=PROGRAM)
+    await requests.close(settings.grace_s)
+    if upkeep.task.done():
+        upkeep.task.result()  # it runs for ever: what ended it is raised here
+
+
+async def _start(settings: Settings, stack: AsyncExitStack, life: Life) -> tuple[RequestServer, Upkeep]:
     """Everything up, in the order of need; what was opened is closed by `stack`, last first."""
     archives = Archives(settings.archives, settings.archive_limit_bytes)
     await asyncio.to_thread(archives.prepare)
@@ -84,27 +73,29 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
     issuer = Issuer(credentials.read_seed(secrets, credentials.ISSUER))
     keys, grants = KeyRing(credentials.read_pepper(secrets)), Grants()
 
-    store = await _retried("postgres", lambda: Store.open(settings.postgres, settings.schema))
+    store = await life.until_there("postgres", lambda: Store.open(settings.postgres, settings.schema), StoreAway)
     stack.push_async_callback(store.close)
-    await _retried("postgres", lambda: _ensure_admin_key(settings, store, keys))
+    await life.until_there("postgres", lambda: _ensure_admin_key(settings, store, keys), StoreAway)
 
-    connection = await _connected(settings, credentials.program_identity(secrets, PROGRAM), PROGRAM, stack)
+    connection = await _connected(settings, credentials.program_identity(secrets, PROGRAM), PROGRAM, stack, life)
     admin_identity = credentials.store_identity(secrets, PROGRAM)
-    admin = await _retried("nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
+    admin = await life.until_there("nats", lambda: JetStreamAdmin.open(settings.nats, admin_identity))
     stack.push_async_callback(admin.close)
-    await _retried("nats", admin.ensure_directory)
-    directory = await _retried("nats", lambda: Directory.open(admin.connection))
+    await life.until_there("nats", admin.ensure_directory)
+    directory = await life.until_there("nats", lambda: Directory.open(admin.connection))
     stack.push_async_callback(directory.close)
     mirror = Mirror(admin, directory, store)
     system = None
     if credentials.has_seed(secrets, credentials.SYSTEM):
         system_identity = Identity.of_program("system", credentials.read_seed(secrets, credentials.SYSTEM))
-        system = await _connected(settings, system_identity, "registry-system", stack)
+        system = await _connected(settings, system_identity, "registry-system", stack, life)
 
     upkeep = Upkeep(store, admin, mirror, keys, grants, system)
     upkeep.start()
     stack.push_async_callback(upkeep.close)
     await _first_of(upkeep.is_fresh, upkeep.task)
+    if upkeep.task.done():
+        upkeep.task.result()
     launchers, route_key = credentials.read_launchers(secrets), credentials.read_route_key(secrets)
     signers = (*launchers, route_key)  # its own: it signs the tokens of instances that users attach
     callout = Callout(
@@ -132,14 +123,12 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> tuple[RequestServ
 
 
 async def _first_of(event: asyncio.Event, task: asyncio.Task[None]) -> None:
-    """Wait for the event; what ends the task before that is raised."""
+    """Wait for the event, or for the end of the task."""
     waiting = asyncio.create_task(event.wait(), name="registry-wait")
     try:
         await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
-    if task.done():
-        task.result()
 
 
 async def _ensure_admin_key(settings: Settings, store: Store, keys: KeyRing) -> None:
@@ -151,22 +140,10 @@ async def _ensure_admin_key(settings: Settings, store: Store, keys: KeyRing) -> 
             log.info("keys_revoked", key_ids=revoked, reason="another administrator's key was given")
 
 
-async def _connected(settings: Settings, identity: Identity, name: str, stack: AsyncExitStack) -> Connection:
+async def _connected(
+    settings: Settings, identity: Identity, name: str, stack: AsyncExitStack, life: Life
+) -> Connection:
     own = identity.with_own_inbox()
-    connection = await _retried("nats", lambda: Connection.open(settings.nats, own, name=name))
+    connection = await life.until_there("nats", lambda: Connection.open(settings.nats, own, name=name))
     stack.push_async_callback(connection.close)
     return connection
-
-
-async def _retried(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-    """`attempt`, until its server is there; what is wrong in any other way is raised."""
-    delay_s, said = _RETRY_FIRST_S, ""
-    while True:
-        try:
-            return await attempt()
-        except (StoreAway, Unreachable, Unauthenticated) as error:
-            if str(error) != said:  # one line per fact, none per turn
-                log.warning("waiting_for_server", server=what, error=str(error))
-                said = str(error)
-        await asyncio.sleep(delay_s)
-        delay_s = min(2 * delay_s, _RETRY_LAST_S)
