@@ -121,3 +121,31 @@ def test_it_remembers_what_a_key_meant_that_is_over() -> None:
 
     assert found is not None
     assert found.reason == "because of path:1"
+
+
+@pytest.mark.parametrize(
+    ("told_until_s", "is_up", "is_urgent"),
+    [(160.0, True, False), (160.0, False, True), (100.3, True, True)],
+    ids=["held and up", "not up", "not held for long"],
+)
+def test_what_changes_of_a_version_that_is_held_and_up_can_wait(
+    told_until_s: float, is_up: bool, is_urgent: bool
+) -> None:
+    wishes = Wishes(everything)
+    wishes.put(wish("gap:0", 99.0, told_until_s))
+    assert wishes.is_urgent(100.0, lambda _: is_up)  # nobody was told yet
+    wishes.changes(100.0)
+    wishes.put(wish("path:1", 99.0, 300.0))
+
+    assert wishes.is_urgent(100.0, lambda _: is_up) == is_urgent
+
+
+def test_one_version_that_cannot_wait_is_enough() -> None:
+    wishes = Wishes(everything)
+    wishes.put(wish("gap:0", 99.0, 160.0))
+    wishes.changes(100.0)
+    wishes.put(wish("path:1", 99.0, 300.0))
+    assert not wishes.is_urgent(100.0, lambda _: True)
+    wishes.put(wish("path:1", 101.0, 300.0, version="text/c/1.0.0"))
+
+    assert wishes.is_urgent(100.0, lambda _: True)

@@ -34,6 +34,9 @@ class Asked:
         self.idles.append((algorithm, at_s))
         return []
 
+    def rests(self, algorithm: str, at_s: float) -> None:
+        raise AssertionError("nothing is held")
+
     def started(self, request: str, index: int, at_s: float) -> None:
         self.starts.append((request, index, at_s))
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from algomesh_services.prewarmer.decay import faded
+from algomesh_services.prewarmer.decay import KEEP, faded, left
 from algomesh_services.prewarmer.delays import SIZE, Recent
 
 Context: TypeAlias = tuple[str | None, ...]
@@ -80,24 +80,24 @@ class Node:
 
     def observe(self, later: Iterable[Later], end_s: float | None) -> int:
         """One more request went through this context; the number of callees that are new."""
-        self.seen += 1
-        self.count = faded(self.count, 1) + 1.0
-        before = len(self.callees)
+        seen, callees = self.seen + 1, self.callees
+        self.seen, self.count = seen, self.count * KEEP + 1.0
+        before = len(callees)
         for algorithm, delay_s, parent, is_child in later:
-            callee = self.callees.get(algorithm)
+            callee = callees.get(algorithm)
             if callee is None:
-                callee = self.callees[algorithm] = Callee(parent, Recent())
-            since = self.seen - callee.seen
-            callee.count = faded(callee.count, since) + 1.0
-            callee.direct = faded(callee.direct, since) + is_child
-            callee.seen = self.seen
+                callee = callees[algorithm] = Callee(parent, Recent())
+            share = left(seen - callee.seen)
+            callee.count = callee.count * share + 1.0
+            callee.direct = callee.direct * share + is_child
+            callee.seen = seen
             callee.parent = parent
             callee.delays.add(delay_s)
         if end_s is not None:
             self.ends.add(end_s)
-        while len(self.callees) > MOST_CALLEES:
-            del self.callees[min(self.callees, key=self.count_of)]
-        return len(self.callees) - before
+        while len(callees) > MOST_CALLEES:
+            del callees[min(callees, key=self.count_of)]
+        return len(callees) - before
 
     def count_of(self, algorithm: str) -> float:
         """The decayed count of one callee."""
@@ -197,7 +197,7 @@ class Predictions:
                 if algorithm not in callees:
                     known[algorithm] *= BACKING * scale
             for algorithm, callee in callees.items():
-                count = faded(callee.count, seen - callee.seen)
+                count = callee.count if callee.seen == seen else faded(callee.count, seen - callee.seen)
                 known[algorithm] = (count + BACKING * known.get(algorithm, 0.0)) * scale
         return known
 

@@ -9,9 +9,14 @@ KEEP = 1.0 - 1.0 / MEMORY
 _POWERS = [KEEP**k for k in range(1024)]  # below 1e-8 at the end: gone
 
 
+def left(observations: int) -> float:
+    """What is left of a count after that many further observations, as a share."""
+    return _POWERS[observations] if observations < len(_POWERS) else 0.0
+
+
 def faded(value: float, observations: int) -> float:
     """`value` after that many further observations."""
-    return value * _POWERS[observations] if observations < len(_POWERS) else 0.0
+    return value * left(observations)
 
 
 class Mean:

@@ -66,9 +66,10 @@ class Histogram:
         backing = BACKING * self.unit
         refined = list(base)
         at_risk = 0.0
+        all_ended, all_censored = self.ended.tolist(), self.censored.tolist()
         for low in range(BINS - PER_OCTAVE, -1, -PER_OCTAVE):
             high = low + PER_OCTAVE
-            ended = self.ended[low:high]
+            ended = all_ended[low:high]
             events = sum(ended)
             if events > 0.0:
                 octave = sum(refined[low:high])
@@ -80,7 +81,7 @@ class Histogram:
             elif at_risk > 0.0:
                 share = backing / (at_risk + backing)
                 refined[low:high] = [hazard * share for hazard in refined[low:high]]
-            at_risk += events + sum(self.censored[low:high])
+            at_risk += events + sum(all_censored[low:high])
         return refined
 
 

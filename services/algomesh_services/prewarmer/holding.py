@@ -13,6 +13,10 @@ from algomesh_services.prewarmer.actions import Why
 
 # From a hold's start to the beginning of the load: the message, the launcher's turn, the fork. Measured: 10 to 30 ms.
 LEAD_S: Final = 0.04
+
+NO_HURRY_S: Final = 0.2
+"""What may be told a little later is told together. Launchers keep what is held no longer for a quarter of a second."""
+
 _MOST_TOLD = 4_000  # in one message, which some servers hold to 1 MiB
 _MOST_WISHES = 200_000
 _MOST_REMEMBERED = 50_000
@@ -47,6 +51,8 @@ class Wishes:
         self._versions: dict[str, set[str]] = {}
         self._told: dict[str, dict[str, Wish]] = {}
         self._changed: set[str] = set()
+        self._can_wait: set[str] = set()
+        """Of these, the versions that were found to be in no hurry."""
         self._remembered: OrderedDict[tuple[str, str], Wish] = OrderedDict()
 
     def __len__(self) -> int:
@@ -94,6 +100,23 @@ class Wishes:
         """Whether there may be something to tell."""
         return bool(self._changed)
 
+    def is_urgent(self, now: float, is_up: Callable[[str], bool]) -> bool:
+        """Whether what has changed may make a difference within `NO_HURRY_S`.
+
+        Not of a version that is up, and of which launchers were told that it is held for longer than that.
+        """
+        for version in self._changed - self._can_wait:
+            if not self._stays(version, now) or not is_up(version):
+                return True
+            self._can_wait.add(version)
+        return False
+
+    def _stays(self, version: str, now: float) -> bool:
+        told = self._told.get(version)
+        return told is not None and any(
+            wish.start_s <= now and wish.until_s > now + 2 * NO_HURRY_S for wish in told.values()
+        )
+
     def changes(self, now: float) -> messages.Holds | None:
         """What has changed since launchers were told last; None when nothing has."""
         holds: list[messages.Hold] = []
@@ -105,6 +128,7 @@ class Wishes:
             holds += self._holds(version, after, changed, now)
             self._tell(version, after)
         self._changed.clear()
+        self._can_wait.clear()
         if not holds and not released:
             return None
         return messages.Holds(holds=holds, released=released)
@@ -120,6 +144,7 @@ class Wishes:
             wishes = sorted(wishes, key=lambda wish: wish.gain, reverse=True)[:_MOST_TOLD]
         self._told.clear()
         self._changed.clear()
+        self._can_wait.clear()
         for version, cover in covers.items():
             self._tell(version, cover)
         kept = set(wishes)

@@ -39,22 +39,23 @@ class Steady:
 class Binned:
     """The law of cumulative hazards by bin."""
 
-    __slots__ = ("_by",)
+    __slots__ = ("_totals",)
 
     def __init__(self, hazards: Sequence[float]) -> None:
-        exp = math.exp
-        self._by = array("f", [0.0])
-        self._by.extend([1.0 - exp(-total) for total in accumulate(hazards)])
+        self._totals = array("d", accumulate(hazards, initial=0.0))
 
     def by(self, times_s: Sequence[float], /) -> list[float]:
         """The probability that it has come by each of these times."""
-        by, found = self._by, []
-        b = bin_of(times_s[0])
+        totals, found = self._totals, []
+        known, b = -1, bin_of(times_s[0])
+        low = high = begin_s = width_s = 0.0
         for at_s in times_s:
             while b < BINS - 1 and EDGES[b + 1] <= at_s:
                 b += 1
-            share = min(1.0, (at_s - EDGES[b]) / (EDGES[b + 1] - EDGES[b]))
-            found.append(by[b] + share * (by[b + 1] - by[b]))
+            if b != known:
+                known, begin_s, width_s = b, EDGES[b], EDGES[b + 1] - EDGES[b]
+                low, high = 1.0 - math.exp(-totals[b]), 1.0 - math.exp(-totals[b + 1])
+            found.append(low + min(1.0, (at_s - begin_s) / width_s) * (high - low))
         return found
 
 

@@ -76,7 +76,7 @@ class Planner:
                     continue
                 ahead = Ahead(
                     one.probability,
-                    [max(0.0, base_s + delay) for delay in one.delays_s],
+                    [at if (at := base_s + delay_s) > 0.0 else 0.0 for delay_s in one.delays_s],
                     self._loads.factors,
                     cold_s=cold_s,
                     rho=rho,

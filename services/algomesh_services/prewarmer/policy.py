@@ -165,6 +165,10 @@ class BreakEvenPolicy:
         if known is not None:
             known.started(index, at_s)
 
+    def rests(self, algorithm: str, at_s: float) -> None:
+        """The last running call of the algorithm has ended, and nothing is to be decided about that yet."""
+        self._algorithms.get(algorithm).idle_s = at_s
+
     def idle(self, algorithm: str, at_s: float) -> list[Action]:
         """The last running call of the algorithm has ended: keep it for now, have it again later, or let it go."""
         self._study(_LESSONS)

@@ -90,7 +90,8 @@ class Record:
 
     def expected_delay_s(self) -> float:
         """Delay of a call that this one will make, after all that is under way below it."""
-        return max(self.delay_s, self.below_s, *(delay_s for _, delay_s in self.pending))
+        settled_s = max(self.delay_s, self.below_s)
+        return max(settled_s, max(self.pending, key=_delay_s)[1]) if self.pending else settled_s
 
 
 class Request:
@@ -237,6 +238,10 @@ class Request:
         for record in reversed(records):
             yield record, [later_of(record, other) for other in first.values()]
             first[record.algorithm] = record
+
+
+def _delay_s(waiting: tuple[float, float]) -> float:
+    return waiting[1]
 
 
 def _at_s(record: Record) -> float:

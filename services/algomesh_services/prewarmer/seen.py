@@ -35,6 +35,10 @@ class Policy(Protocol):
         """Nothing of it runs any more."""
         ...
 
+    def rests(self, algorithm: str, at_s: float) -> None:
+        """Nothing of it runs any more, and what was decided before still keeps it: only a call to come need know."""
+        ...
+
     def started(self, request: str, index: int, at_s: float) -> None:
         """A call of the request has started, which may have waited for that."""
         ...

@@ -6,6 +6,8 @@ end that was lost is concluded from what launchers say; a request of which nothi
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 from algomesh_broker.errors import BadName
 from algomesh_broker.messages import Demand, Sight, Sights
@@ -13,6 +15,7 @@ from algomesh_broker.names import VersionId
 from algomesh_services.prewarmer.actions import Action
 from algomesh_services.prewarmer.clock import Clock
 from algomesh_services.prewarmer.live_fleet import LiveFleet
+from algomesh_services.prewarmer.resting import Resting
 from algomesh_services.prewarmer.seen import Notes, Policy, SeenCall
 from algomesh_services.prewarmer.shedding import is_followed
 from algomesh_services.prewarmer.spared import Began
@@ -24,9 +27,6 @@ _MOST_CALLERS = 64
 _LONGEST_S = 7 * 86_400.0  # no deadline is longer
 _ROOT_SETTLES_S = 0.05  # what children of an ended root still tell comes later, in batches of a few milliseconds
 _PIPELINE_SETTLES_S = 0.25  # nobody says that a pipeline is over; its sender may have more to send
-_IDLE_SETTLES_S = 0.02
-_MOST_JUDGED = 8
-_WORD_LASTS_S = 0.3
 _LOST_S = 1.0  # an end that was told would be here
 _QUIET_S, _QUIET_WAITING_S, _QUIET_RUNNING_S = 10.0, 600.0, 3_600.0
 _EVERY_S = 1.0
@@ -85,9 +85,9 @@ class Sightings:
         self._over: OrderedDict[str, None] = OrderedDict()
         self._due: dict[str, None] = {}
         self._running: dict[str, dict[str, tuple[str, float]]] = {}
-        self._emptied: dict[str, float] = {}
         self._one_in: dict[str, int] = {}
-        self._judged: set[str] = set()
+        self._resting = Resting(policy, fleet, self._is_sampled)
+        self._next_due_s = float("inf")
         self._next_look_s = 0.0
 
     def request(self, root: str) -> Request | None:
@@ -95,9 +95,9 @@ class Sightings:
         return self._requests.get(root)
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether `settle` has something to do soon."""
-        return bool(self._due or self._emptied)
+    def next_s(self) -> float:
+        """When `settle` has something to do next; for ever away where there is nothing."""
+        return min(self._next_due_s, self._resting.next_s)
 
     # What is heard
 
@@ -129,44 +129,39 @@ class Sightings:
         """What follows from time alone: requests that are over, algorithms that are idle, ends that were lost."""
         now = self._clock.now()
         actions: list[Action] = []
-        for root in list(self._due):
-            request = self._requests.get(root)
-            if request is None or request.due_s == 0.0:
-                del self._due[root]
-            elif now >= request.due_s:
-                actions += self._finish(request, request.ended_s)
-        judged = 0
-        for algorithm, since_s in list(self._emptied.items()):
-            if judged >= _MOST_JUDGED:
-                break  # the others in the next turn: what comes in is not to wait for all of them
-            if now - since_s >= _IDLE_SETTLES_S and not self._may_work(algorithm, now - since_s):
-                del self._emptied[algorithm]
-                self._judged.add(algorithm)
-                judged += 1
-                actions += self._policy.idle(algorithm, max(since_s, self._fleet.idle_since_s(algorithm) or since_s))
+        if now >= self._next_due_s:
+            self._next_due_s = float("inf")
+            for root in list(self._due):
+                request = self._requests.get(root)
+                if request is None or request.due_s == 0.0:
+                    del self._due[root]
+                elif now >= request.due_s:
+                    actions += self._finish(request, request.ended_s)
+                else:
+                    self._next_due_s = min(self._next_due_s, request.due_s)
+        if now >= self._resting.next_s:
+            actions += self._resting.settle(now)
         if now >= self._next_look_s:
             self._next_look_s = now + _EVERY_S
+            self._resting.forget_kept(now)
             self._find_lost(now)
             actions += self._forget_quiet(now)
         return actions
 
     def known_before(self, algorithm: str, idle_s: float) -> None:
         """An instance that has worked was here before us: its algorithm is idle since then, unless it was called."""
-        if algorithm not in self._judged and not self._running.get(algorithm):
-            self._judged.add(algorithm)
-            self._emptied.setdefault(algorithm, idle_s)
+        if not self._running.get(algorithm):
+            self._resting.known_before(algorithm, idle_s, self._clock.now())
 
-    def _may_work(self, algorithm: str, idle_s: float) -> bool:
-        """Whether something may run that was not told of: a launcher's word is a little old, and counts for a while."""
-        if not self._fleet.is_working(algorithm):
-            return False
-        return idle_s < _WORD_LASTS_S or self._one_in.get(self._fleet.current(algorithm), 1) > 1
+    def _is_sampled(self, algorithm: str) -> bool:
+        """Whether it tells of some of its runs only, as it has too many."""
+        return self._one_in.get(self._fleet.current(algorithm), 1) > 1
 
     # Runs
 
     def _sight(self, version: VersionId, sight: Sight, one_in: int) -> list[Action]:
         started_s, ended_s = self._times(sight)
-        algorithm, root = version.algorithm, sight.root or sight.run
+        algorithm, name, root = version.algorithm, str(version), sight.root or sight.run
         if not root or root in self._over:
             if sight.ended_at:
                 self._stop(algorithm, sight.run, ended_s)
@@ -175,7 +170,7 @@ class Sightings:
         request = self._heard(root, sight.root_caller or sight.caller)
         waited_s = sight.waited_ms / 1000.0
         called_s = started_s - (waited_s if 0.0 <= waited_s <= _LONGEST_S else 0.0)
-        self._fleet.called(algorithm, str(version))
+        self._fleet.called(algorithm, name)
         run = request.runs.get(sight.run)
         if self._is_news(request, sight.run, sight.attempt):
             actions = self._call(
@@ -190,11 +185,11 @@ class Sightings:
         if not run.is_running and not run.is_over:
             run.is_running = True
             self._policy.started(root, request.number(sight.run), max(called_s, started_s))
-            is_cold = waited_s > 0.0 and self._fleet.became_ready(str(version), called_s)
+            is_cold = waited_s > 0.0 and self._fleet.became_ready(name, called_s)
             running = self._running.setdefault(algorithm, {})
             self._notes.began(
                 Began(
-                    str(version), sight.run, root, request.caller, called_s, started_s - called_s, one_in,
+                    name, sight.run, root, request.caller, called_s, started_s - called_s, one_in,
                     is_cold, bool(running), request.last,
                 )
             )  # fmt: skip
@@ -202,10 +197,10 @@ class Sightings:
             running[sight.run] = (root, started_s)
             if len(running) > _MOST_RUNNING:
                 del running[next(iter(running))]
-            self._emptied.pop(algorithm, None)
+            self._resting.works(algorithm)
         if sight.ended_at and not run.is_over:
             self._end(request, sight.run, run, ended_s)
-            self._notes.computed(request.caller, str(version), (ended_s - started_s) * one_in, ended_s)
+            self._notes.computed(request.caller, name, (ended_s - started_s) * one_in, ended_s)
             if sight.run == root:
                 request.is_root_over = True
                 self._settle_at(request, ended_s, _ROOT_SETTLES_S)
@@ -248,8 +243,9 @@ class Sightings:
         started_s: float,
         is_signed: bool,
     ) -> list[Action]:
+        algorithm, name = version.algorithm, str(version)
         request.runs.pop(run, None)
-        request.runs[run] = _Run(version.algorithm, attempt)
+        request.runs[run] = _Run(algorithm, attempt)
         request.open.add(run)
         request.unseen.discard(run)
         if parent and parent not in request.runs:
@@ -259,7 +255,7 @@ class Sightings:
             request.open.discard(oldest)
         if len(request.callers) < _MOST_CALLERS:
             request.callers[version.caller] = None
-        request.versions[version.algorithm] = str(version)
+        request.versions[algorithm] = name
         if not request.is_root_over or run == request.root:
             request.due_s, request.is_root_over = 0.0, False
         request.stages_run += not parent
@@ -268,13 +264,13 @@ class Sightings:
                 request=request.root,
                 index=request.number(run),
                 parent=request.number(parent) if parent and parent != run else -1,
-                algorithm=version.algorithm,
+                algorithm=algorithm,
                 caller=request.caller,
                 at_s=called_s,
                 ready_at_s=max(called_s, started_s),
                 route=self._know_stages(request, stages, is_signed=is_signed),
                 step=_step_of(run, parent),
-                version=str(version),
+                version=name,
                 attempt=attempt,
             )
         )
@@ -284,7 +280,7 @@ class Sightings:
         route: dict[str, None] = {}
         for stage in stages:
             try:
-                version = VersionId.parse(stage)
+                version = _parsed(stage)
             except BadName:
                 continue
             route[version.algorithm] = None
@@ -305,13 +301,14 @@ class Sightings:
             return
         if not running:
             del self._running[algorithm]
-            self._emptied[algorithm] = ended_s
+            self._resting.rests(algorithm, ended_s, self._clock.now())
 
     # Requests
 
     def _settle_at(self, request: Request, ended_s: float, settle_s: float) -> None:
         request.ended_s = ended_s
         request.due_s = self._clock.now() + settle_s
+        self._next_due_s = min(self._next_due_s, request.due_s)
         self._due[request.root] = None
 
     def _finish(self, request: Request, at_s: float) -> list[Action]:
@@ -351,6 +348,9 @@ class Sightings:
             if now - request.heard_s > request.quiet_s or len(self._requests) > MOST_REQUESTS:
                 actions += self._finish(request, now)
         return actions
+
+
+_parsed: Final = lru_cache(4096)(VersionId.parse)
 
 
 def _step_of(run: str, parent: str) -> tuple[str, int] | None:

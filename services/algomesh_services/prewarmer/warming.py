@@ -6,6 +6,7 @@ It answers within the same turn of the loop: a hold is published as soon as the 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -21,7 +22,7 @@ from algomesh_services.asking import Programs
 from algomesh_services.prewarmer import metrics
 from algomesh_services.prewarmer.actions import Action, Hold, Release
 from algomesh_services.prewarmer.clock import Clock
-from algomesh_services.prewarmer.holding import Wish, Wishes
+from algomesh_services.prewarmer.holding import NO_HURRY_S, Wish, Wishes
 from algomesh_services.prewarmer.keeping import Tally
 from algomesh_services.prewarmer.live_fleet import LiveFleet, Up
 from algomesh_services.prewarmer.manifests import Manifests
@@ -37,7 +38,7 @@ from algomesh_services.prewarmer.starts import Start, Starts
 log = structlog.get_logger("algomesh.prewarmer")
 
 _WHOLE_S: Final = 1.0
-_SETTLE_S: Final = 0.02
+_SETTLE_S: Final = 0.02  # what is due waits so long for a message to come, and is done along with that
 _PATH: Final = "path:"
 _DIRECTORY: Final = DIRECTORY_UPDATES.removesuffix(">")
 _ASK_S: Final = 5.0
@@ -71,7 +72,8 @@ class Warming:
         self.spared = Spared(self.manifests.options, self._help_of, lambda at_s: int(clock.wall_of(at_s) // 60))
         self.shedding = Shedding(self._loop.time())
         self._settling: asyncio.TimerHandle | None = None
-        self._is_flushing = False
+        self._flushing: asyncio.Handle | None = None
+        self._is_hurrying = False
         self._is_new_s = clock.now()
 
     async def hear(self) -> None:
@@ -89,8 +91,9 @@ class Warming:
 
     async def close(self) -> None:
         """Publish nothing more."""
-        if self._settling is not None:
-            self._settling.cancel()
+        for each in (self._settling, self._flushing):
+            if each is not None:
+                each.cancel()
         await self.manifests.close()
 
     # The books (sightings.Notes)
@@ -141,7 +144,7 @@ class Warming:
 
     def _on_sights(self, message: Message) -> None:
         try:
-            version = VersionId.of_tokens(*message.subject.split(".")[1:4])
+            version = _version_of(message.subject)
             sights = codec.decode_sights(message.data)
         except (BadMessage, BadName, TypeError) as error:
             log.warning("message_unreadable", subject=message.subject, error=str(error))
@@ -181,7 +184,10 @@ class Warming:
 
     def _settle(self) -> None:
         self._settling = None
-        self._decide(self.sightings.settle)
+        if self.sightings.next_s <= self._clock.now():
+            self._decide(self.sightings.settle)
+        else:  # with a message that came meanwhile
+            self._act([])
 
     def _gone(self, gone: Iterable[Up], now: float) -> None:
         for up in gone:
@@ -191,25 +197,40 @@ class Warming:
 
     def _decide(self, decide: Callable[[], list[Action]]) -> None:
         began = self._loop.time()
-        self._act(decide())
+        actions = decide()
+        if self.sightings.next_s <= self._clock.now():
+            actions += self.sightings.settle()  # here, to wake up less often
+        self._act(actions)
         now = self._loop.time()
         metrics.DECISION_SECONDS.observe(now - began)
         if self.shedding.spent(now - began, now):
             log.info("share_followed_changed", one_in=self.shedding.one_in)
 
     def _act(self, actions: Iterable[Action]) -> None:
+        now = self._clock.now()
         for action in actions:
-            if isinstance(action, Release):
+            if isinstance(action, Release) or action.until_s <= now:  # the call that it was for has begun already
                 self.wishes.release(action.algorithm, action.key)
             else:
                 wish = self._wish(action)
                 if wish is not None:
                     self.wishes.put(wish)
-        if self.wishes.is_changed and not self._is_flushing:
-            self._is_flushing = True
-            self._loop.call_soon(self._flush)
-        if self.sightings.is_waiting and self._settling is None:
-            self._settling = self._loop.call_later(_SETTLE_S, self._settle)
+        if self.wishes.is_changed and not self._is_hurrying:
+            self._is_hurrying = self.wishes.is_urgent(now, self.fleet.is_up)
+            if self._is_hurrying:
+                if self._flushing is not None:
+                    self._flushing.cancel()
+                self._flushing = self._loop.call_soon(self._flush)
+            elif self._flushing is None:
+                self._flushing = self._loop.call_later(NO_HURRY_S, self._flush)
+        wait_s = max(0.0, self.sightings.next_s - now) + _SETTLE_S
+        if wait_s < _WHOLE_S:  # what is later is done when everything is said
+            at = self._loop.time() + wait_s
+            if self._settling is not None:
+                if self._settling.when() <= at + _SETTLE_S:
+                    return
+                self._settling.cancel()
+            self._settling = self._loop.call_at(at, self._settle)
 
     def _wish(self, hold: Hold) -> Wish | None:
         """What the policy wishes for, with all that stands in the request it is for."""
@@ -262,7 +283,7 @@ class Warming:
     # Publishing
 
     def _flush(self) -> None:
-        self._is_flushing = False
+        self._flushing, self._is_hurrying = None, False
         holds = self.wishes.changes(self._clock.now())
         if holds is not None:
             self._publish(holds)
@@ -301,6 +322,12 @@ class Warming:
     def _on_permits(self, algorithms: Iterable[str]) -> None:
         self.wishes.look_again(algorithms)
         self._act([])
+
+
+@lru_cache(4096)
+def _version_of(subject: str) -> VersionId:
+    """The version that instances tell of on this subject. Raises BadName, TypeError."""
+    return VersionId.of_tokens(*subject.split(".")[1:4])
 
 
 def _reason(hold: Hold, request: Request | None) -> str:

@@ -37,7 +37,7 @@ class Ahead:
     call never comes (None: not known).
     """
 
-    __slots__ = ("_atoms", "_mass", "_starts", "cold_s", "over_s", "probability", "rho")
+    __slots__ = ("_atoms", "_from_off_s", "_mass", "_starts", "cold_s", "over_s", "probability", "rho")
 
     def __init__(
         self,
@@ -53,14 +53,17 @@ class Ahead:
         self.cold_s = cold_s
         self.rho = rho
         self.over_s = over_s if over_s is not None else float("inf")
-        self._starts = sorted(d - cold_s * f for d, f in zip(delays_s, factors, strict=False))
+        atoms = list(zip(delays_s, factors, strict=False))
+        self._starts = sorted([delay_s - cold_s * factor for delay_s, factor in atoms])
         # One more than all that were seen: with probability 1/(m + 1) it takes longer than ever. By how much is not
         # known; the spread of the sample, or a cold start, which is what waiting for it may cost.
-        atoms = sorted(zip(delays_s, factors, strict=False))
+        atoms.sort()
         low, high = atoms[0][0], atoms[-1][0]
         atoms.append((high + max(high - low, cold_s), 1.0))
         self._atoms = atoms
         self._mass = probability / len(atoms)
+        share = 1.0 / ((1.0 + rho) * probability)
+        self._from_off_s = max(0.0, quantile(self._starts, share)) if share < 1.0 else None
 
     def from_off_s(self) -> float | None:
         """When to start it, being off: the earliest moment that another second earlier would cost more than it saves.
@@ -68,8 +71,7 @@ class Ahead:
         A second more in front costs 1, unless the call comes before the load is done: then it saves ρ. So the start
         is the quantile 1/((1 + ρ)p) of (delay − load). None: p is too small for any start to pay.
         """
-        share = 1.0 / ((1.0 + self.rho) * self.probability)
-        return max(0.0, quantile(self._starts, share)) if share < 1.0 else None
+        return self._from_off_s
 
     def best(self, left_s: float | None) -> Window | None:
         """The best window, or None where none pays.
@@ -116,7 +118,7 @@ class Ahead:
             if delay_s > before_s:
                 wait = (alive + mass) * (delay_s - before_s)
                 if over_s > before_s:
-                    wait += never * (min(delay_s, over_s) - before_s)
+                    wait += never * ((delay_s if delay_s < over_s else over_s) - before_s)
                 saved -= wait
                 taken += wait
                 before_s = delay_s
