@@ -12,7 +12,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self
 
@@ -63,17 +63,24 @@ class AsyncClient:
         if not isinstance(pipeline, Stage) and isinstance(self._transport, NatsTransport):
             check_fit(pipeline, self._transport.directory.resolve)
 
-    async def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
-        """Run a pipeline; see `AsyncAlgo.pipe`."""
+    def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Coroutine[Any, Any, Response]:
+        """Run a pipeline; see `AsyncAlgo.pipe`. No coroutine itself: one that only waits for the next takes time."""
         limit_s = self._timeout_s if timeout is None else check_timeout(timeout, self._timeout_s)
-        if not comes_in_items(pipeline, value):
-            return await self._transport.call(pipeline, encode_input(value), limit_s, self._origin)
+        if comes_in_items(pipeline, value):
+            return self._call_with_items(pipeline, value, limit_s)
+        return self._transport.call(pipeline, encode_input(value), limit_s, self._origin)
+
+    async def call_later(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
+        """As `call`, of which nothing happens before this is awaited: for who is in another thread."""
+        return await self.call(pipeline, value, timeout)
+
+    async def _call_with_items(self, pipeline: Pipeline, value: Any, limit_s: float) -> Response:
         async with given(pipeline, value, limit_s) as (items, left_s):
             return await self._transport.call(pipeline, items, left_s, self._origin)
 
     def start(self, pipeline: Pipeline, value: Any, timeout: float | None) -> "asyncio.Task[Response]":
         """Begin to run a pipeline; see `AsyncAlgo.start`."""
-        task = asyncio.get_running_loop().create_task(self.call(pipeline, value, timeout), name="algomesh-run")
+        task = asyncio.get_running_loop().create_task(self.call_later(pipeline, value, timeout), name="algomesh-run")
         self._started.add(task)
         task.add_done_callback(self._started.discard)
         return task
@@ -206,12 +213,12 @@ class Client:
     def call(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Response:
         """Run a pipeline; see `Algo.pipe`."""
         self._check_open()
-        return self._loop.run(self._inner.call(pipeline, value, timeout))
+        return self._loop.run(self._inner.call_later(pipeline, value, timeout))
 
     def start(self, pipeline: Pipeline, value: Any, timeout: float | None) -> "concurrent.futures.Future[Response]":
         """Begin to run a pipeline; see `Algo.start`."""
         self._check_open()
-        return self._loop.begin(self._inner.call(pipeline, value, timeout))
+        return self._loop.begin(self._inner.call_later(pipeline, value, timeout))
 
     def stream(self, pipeline: Pipeline, value: Any, timeout: float | None) -> Stream:
         """Run a pipeline, part by part; see `Algo.stream`."""

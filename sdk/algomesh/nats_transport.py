@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import aclosing
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
@@ -73,8 +73,10 @@ class NatsTransport:
         except BrokerError as error:
             raise translate(error) from error
 
-    async def call(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
-        """Run a pipeline, every version resolved now. Raises MeshError; ends within `timeout_s` seconds."""
+    def call(
+        self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None
+    ) -> Coroutine[Any, Any, Response]:
+        """Run a pipeline, every version resolved now; ends within `timeout_s`. Raises MeshError, at once or awaited."""
         if isinstance(pipeline, Stage) and pipeline.is_plain and isinstance(content, Content):
             try:
                 version, entry = self.directory.resolve(pipeline.target)
@@ -83,9 +85,12 @@ class NatsTransport:
             if not entry.pipeline:
                 digest = digest_of(content) if entry.cache_s > 0 else ""
                 if digest:
-                    return await self._call_kept(version, entry, content, digest, timeout_s, origin)
-                return await self._call_one(version, entry, content, timeout_s, origin)
-        return await self._travel(pipeline, content, timeout_s, origin)
+                    return self._call_kept(version, entry, content, digest, timeout_s, origin)
+                return self._call_one(version, entry, content, timeout_s, origin)
+        route = self._route(pipeline)
+        if origin is None and route.is_plain_chain and isinstance(content, Content):
+            return self._call_chain(route, content, timeout_s)
+        return self._travel(route, content, timeout_s, origin)
 
     async def _call_kept(
         self,
@@ -158,12 +163,9 @@ class NatsTransport:
             output = await self._read(output, result.writers, root, deadline)
         return _response(output, result, pending, began)
 
-    async def _travel(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
+    async def _travel(self, route: Route, content: Input, timeout_s: float, origin: Origin | None) -> Response:
         """Several: by a route, under its token."""
         began = time.perf_counter()
-        route = self._route(pipeline)
-        if origin is None and route.is_plain_chain and isinstance(content, Content):
-            return await self._call_chain(route, content, timeout_s, began)
         trip, run = self._trip(route, timeout_s, origin)
         if trip.granted is None and route.needs_grant:
             trip = replace(trip, granted=await self._grants.fetch(route, timeout_s))
@@ -173,8 +175,9 @@ class NatsTransport:
             output = await self._read(output, tally.writers, trip.root, trip.deadline)
         return Response(output, tally.metadata(output.content_type, time.perf_counter() - began, run))
 
-    async def _call_chain(self, route: Route, content: Content, timeout_s: float, began: float) -> Response:
+    async def _call_chain(self, route: Route, content: Content, timeout_s: float) -> Response:
         """One call after another, for who begins a run: a single order, since nothing is kept or joined on the way."""
+        began = time.perf_counter()
         deadline = self._loop.time() + timeout_s
         granted = None
         if route.needs_grant:

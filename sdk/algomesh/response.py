@@ -45,7 +45,8 @@ class Response:
     def result(self) -> Any:
         """The value: str, bytes, what JSON says, a numpy array or a torch tensor."""
         if not self._decoded:
-            self._value = decode(*self.content)
+            content = self.content
+            self._value = decode(content.content_type, content.detail, content.payload)
             self._decoded = True
         return self._value
 

@@ -1,7 +1,7 @@
 """How a call leaves this process: over NATS, or over HTTP through the gateway."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
 
 from algomesh.allowance import Allowance
 from algomesh.content import Content
@@ -32,7 +32,9 @@ class Origin(NamedTuple):
 class Transport(Protocol):
     """One way to the mesh; made on a running loop, used from that loop only."""
 
-    async def call(self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None) -> Response:
+    def call(
+        self, pipeline: Pipeline, content: Input, timeout_s: float, origin: Origin | None
+    ) -> Coroutine[Any, Any, Response]:
         """Run a pipeline, or one algorithm; items that come one by one are for an `each` at its head.
 
         Raises MeshError; ends within `timeout_s` seconds.

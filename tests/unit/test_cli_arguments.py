@@ -3,6 +3,7 @@
 import pytest
 import typer
 
+from algomesh.content import Content
 from algomesh.errors import BadInput
 from algomesh_services.cli.calling import make_content
 from algomesh_services.cli.hidden_argv import read_secrets, separate
@@ -67,10 +68,10 @@ def test_a_key_without_name_or_scopes_is_a_wrong_command_line(words: list[str], 
 
 
 def test_input_is_text_unless_it_cannot_be_or_is_said_to_be_something_else() -> None:
-    assert make_content(b"[1]", None) == ("text", "", b"[1]")
-    assert make_content(b"\xff\x00", None) == ("binary", "", b"\xff\x00")
-    assert make_content(b"[1]", "json") == ("json", "", b"[1]")
-    assert make_content(b"abc", "binary") == ("binary", "", b"abc")
+    assert make_content(b"[1]", None) == Content("text", "", b"[1]")
+    assert make_content(b"\xff\x00", None) == Content("binary", "", b"\xff\x00")
+    assert make_content(b"[1]", "json") == Content("json", "", b"[1]")
+    assert make_content(b"abc", "binary") == Content("binary", "", b"abc")
     with pytest.raises(BadInput, match="--type binary"):
         make_content(b"\xff", "text")
     with pytest.raises(BadInput, match="not JSON"):
