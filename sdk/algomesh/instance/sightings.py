@@ -17,6 +17,9 @@ from algomesh_broker.names import VersionId
 
 READY_S: Final = 0.004
 LATEST_S: Final = 0.008
+# Of a version of which one root in so many is told, nothing waits for the news: what follows it is up, or was not told.
+SAMPLED_READY_S: Final = 0.05
+SAMPLED_LATEST_S: Final = 0.1
 MOST_PER_S: Final = 200
 TOLD_PER_S: Final = 25
 _WINDOW_S: Final = 0.25
@@ -24,7 +27,7 @@ _SMALLEST_SHARE: Final = 256
 
 
 class Sightings:
-    """Collects what is to be told for 4 to 8 ms, and publishes it together."""
+    """Collects what is to be told for 4 to 8 ms, of a busy version for 50 to 100, and publishes it together."""
 
     def __init__(self, connection: Connection, version: VersionId) -> None:
         self._connection = connection
@@ -32,6 +35,7 @@ class Sightings:
         self._loop = asyncio.get_running_loop()
         self._seen: dict[tuple[str, int], messages.Sight] = {}
         self._rider = connection.rider(self.flush, READY_S, LATEST_S)
+        self._sampled_rider = connection.rider(self.flush, SAMPLED_READY_S, SAMPLED_LATEST_S)
         self._count, self._window_from = 0, self._loop.time()
         self._one_in, self._limit = 1, 0.0
         self._shown: frozenset[str] | None = None
@@ -59,12 +63,15 @@ class Sightings:
             ended_at=ended_at,
             stages=granted.route.after(call.at) if granted is not None else [],
         )
-        if len(self._seen) == 1:
+        if self._one_in == 1:
             self._rider.arm()
+        elif len(self._seen) == 1:
+            self._sampled_rider.arm()
 
     def flush(self) -> None:
         """Publish what there is."""
         self._rider.disarm()
+        self._sampled_rider.disarm()
         if self._loop.time() - self._window_from >= _WINDOW_S:
             self._measure()
         if self._seen:
