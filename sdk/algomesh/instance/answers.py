@@ -259,15 +259,12 @@ class Answers:
         caller, session, number = job.reader
         self.fail_step(replace(job.call, session=session, call=number), caller, error)
 
-    def handed_over(self, job: Job, at: int, took_s: float) -> None:
-        """Record a run whose output went on to step `at`, and tell who waits if it believes the run to be here."""
+    def say_handed_over(self, job: Job, at: int) -> None:
+        """Tell who waits, and believes the run to be here, that its output went on to step `at`."""
         call = job.call
-        self.succeeded(job, took_s)
-        if job.said_at:
-            moved = messages.HandedOver(run=call.run, attempt=call.attempt, instance=self._instance, at=at)
-            self._connection.publish(
-                subjects.answer_to(self._replies, job.caller, call.session, call.call), codec.encode(moved)
-            )
+        moved = messages.HandedOver(run=call.run, attempt=call.attempt, instance=self._instance, at=at)
+        subject = subjects.answer_to(self._replies, job.caller, call.session, call.call)
+        self._connection.publish(subject, codec.encode(moved))
 
     def say_parked(self, call: messages.Call, caller: str) -> None:
         """Tell who waits that step `call.at` waits for an instance."""

@@ -118,7 +118,9 @@ class Onward:
         except errors.MeshError as error:
             self._answers.fail(job, error, took_s)
         else:
-            self._answers.handed_over(job, at, took_s)
+            self._answers.succeeded(job, took_s)
+            if job.said_at:
+                self._answers.say_handed_over(job, at)
 
     def _feed(self, job: Job) -> None:
         """The next step reads what this one yields, from the beginning."""
