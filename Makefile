@@ -49,8 +49,8 @@ test: setup ## all tests: unit tests first, then those with real servers
 	@$(MAKE) --keep-going -j1 $(TESTS)
 
 test-unit: ; @$(BIN)/pytest tests/unit -n 2 $(if $(REPORTS),--junitxml="$(REPORTS)/unit.xml") $(PYTEST)
-# Four beside each other, on two cores too: more than half of their time tests wait. tests/conftest.py says which begin.
-test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone and not engine" -n 2 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
+# Three beside each other, on two cores too: more than half of their time tests wait. tests/conftest.py says which begin.
+test-rest: ; @$(BIN)/pytest tests --ignore=tests/unit -m "not alone and not engine" -n 3 --dist loadfile --no-loadscope-reorder $(if $(REPORTS),--junitxml="$(REPORTS)/rest.xml") $(PYTEST)
 test-engine: setup ## the tests that start containers; they need a container engine
 	@$(BIN)/pytest tests/integration -m engine $(if $(REPORTS),--junitxml="$(REPORTS)/engine.xml") $(PYTEST)
 test-alone: ; @$(BIN)/pytest tests --ignore=tests/unit -m alone $(if $(REPORTS),--junitxml="$(REPORTS)/alone.xml") $(PYTEST)
