@@ -238,11 +238,12 @@ class Lane:
             hint = "nothing starts instances here: is `algomesh up` (or a launcher) running?"
             pending.fail(errors.Unreachable(hint, stage=str(pending.version)))
         else:
-            self._loop.call_later(RETRY_S, self._park_again, pending)
+            self._loop.call_later(RETRY_S, self._send_again, pending)
 
-    def _park_again(self, pending: Pending) -> None:
+    def _send_again(self, pending: Pending) -> None:
+        """Once more from the beginning: meanwhile an instance may be there, before there is a stream."""
         if pending.state == PARKED and not pending.future.done() and self._connection.is_connected:
-            self._park(pending)
+            self._send(pending, self._envelope(pending))
 
     def _envelope(self, pending: Pending) -> bytes:
         """The call once more, with what is left of its time now."""

@@ -14,11 +14,22 @@ import algomesh
 from algomesh import errors
 from algomesh.clients import AsyncClient
 from algomesh.content import Content
-from algomesh_broker import platform
+from algomesh_broker import platform, subjects
+from algomesh_broker.connection import Message
+from algomesh_broker.names import VersionId
 from algomesh_services.gateway.service import Address, serving
 from algomesh_services.gateway.settings import Settings
 from tests.conditions import until
-from tests.integration.gateway_fixtures import ADMIN_KEY, Served, answering, echo, eventually, keep_silent, served
+from tests.integration.gateway_fixtures import (
+    ADMIN_KEY,
+    Served,
+    StandIn,
+    answering,
+    echo,
+    eventually,
+    keep_silent,
+    served,
+)
 from tests.integration.registry_fixtures import ask
 
 pytestmark = pytest.mark.integration
@@ -184,6 +195,21 @@ async def test_a_call_under_way_survives_a_restart_of_nats(gateway: Served) -> N
     await gateway.mesh.server.kill()
     slow.behave = echo
     await gateway.mesh.server.start()
+    status, body, _ = await asyncio.wait_for(request, 30)
+
+    assert (status, body) == (200, b"kept")
+
+
+async def test_a_call_that_finds_no_stream_to_wait_in_finds_the_instance_that_comes(gateway: Served) -> None:
+    late = VersionId.parse("demo/late/1.0.0")
+    await gateway.mesh.publish(await gateway.mesh.admin(), str(late))
+    await gateway.until_known(late.algorithm)
+    demands: list[Message] = []
+    await (await gateway.mesh.program("launcher")).subscribe(subjects.ALL_DEMAND, demands.append)
+    request = asyncio.create_task(gateway.post("/mesh/v1/call/demo/late", "kept"))
+    await until(lambda: demands)
+
+    await StandIn(await gateway.mesh.instance(str(late), "test-10"), late, echo).start()
     status, body, _ = await asyncio.wait_for(request, 30)
 
     assert (status, body) == (200, b"kept")

@@ -129,6 +129,24 @@ async def test_the_pid_of_another_process_in_a_stale_file_does_not_matter(tmp_pa
         assert await query(server.dsn, "SELECT 1") == 1
 
 
+async def test_what_a_killed_server_has_left_is_waited_for(tmp_path: Path) -> None:
+    async with server_in(tmp_path) as server:
+        connection = await asyncpg.connect(server.dsn)
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+        os.kill(backend, signal.SIGSTOP)  # so that it does not notice
+        server.signal(signal.SIGKILL)
+        await server.wait()
+        asyncio.get_running_loop().call_later(0.5, os.kill, backend, signal.SIGCONT)
+
+        await server.start()
+
+        assert not is_alive(backend)
+        connection.terminate()
+        connection = await asyncpg.connect(server.dsn)
+        assert await connection.fetchval("SELECT 1") == 1
+        await connection.close()
+
+
 async def test_a_second_server_on_the_same_data_is_refused(
     postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

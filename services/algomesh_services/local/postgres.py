@@ -226,7 +226,8 @@ class Postgres(Program):
     async def _wait_for_predecessor(self) -> None:
         """Wait for the end of a server whose supervisor was killed, then clear what it left.
 
-        PostgreSQL takes any process with the old pid for that server; we look where the process lives.
+        PostgreSQL takes any process with the old pid for that server; we look where the process lives. A server that
+        was killed itself leaves processes that soon notice; until then its memory is in use, and no other can begin.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _PREDECESSOR_S
@@ -234,6 +235,8 @@ class Postgres(Program):
         while lines := _read_lines(pid_file):
             pid = int(lines[0]) if lines[0].isdigit() else 0
             if not _serves(pid, self.data):
+                pid = await asyncio.to_thread(_left_of, self.data)
+            if not pid:
                 pid_file.unlink(missing_ok=True)
                 return
             if loop.time() > give_up:
@@ -304,3 +307,12 @@ def _serves(pid: int, data: Path) -> bool:
         return False
     except PermissionError:  # another user's process; ours and our database's we may look at
         return False
+
+
+def _left_of(data: Path) -> int:
+    """A process that a server of this data directory has left; 0 when there is none."""
+    for process in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "comm").read_text().strip() == "postgres" and _serves(int(process.name), data):
+                return int(process.name)
+    return 0
