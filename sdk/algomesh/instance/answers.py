@@ -105,20 +105,8 @@ class Answers:
             self.succeeded(job, took_s)
 
     def succeeded(self, job: Job, took_s: float) -> None:
-        """Record a run that has just ended well: `_event` in short, since most do."""
-        call, now = job.call, time.time()
-        if self._spans is not None:
-            self._spans.ended(job, "succeeded", took_s, "")
-        self._sightings.add(job, now)
-        started, arrived, started_at = job.started, job.arrived, job.started_at
-        self._record.add(
-            messages.RunEvent(
-                job.run, call.attempt, call.root, call.parent, self._algorithm, self._number, job.caller,
-                call.root_caller, self._instance, "succeeded",
-                started_at if started == arrived else started_at - (started - arrived),
-                started_at, now, took_s * 1000, job.cold_ms, "",
-            )
-        )  # fmt: skip
+        """Record a run that has just ended well."""
+        self._record.add(self._event(job, "succeeded", took_s))
 
     def fail(self, job: Job, error: errors.MeshError, took_s: float = 0.0, state: messages.RunState = "failed") -> None:
         """Send the failure of a run, and record it as `state`."""

@@ -19,9 +19,8 @@ from algomesh.instance.answers import Outcome
 from algomesh.instance.capacity import Capacity
 from algomesh.instance.dispatch import LONG_S, DispatchChoice
 from algomesh.instance.intake import Intake
-from algomesh.instance.job import GRACE_S, Job
+from algomesh.instance.job import Job
 from algomesh.instance.onward import Onward
-from algomesh.instance.watch import WatchWriter
 from algomesh_broker.claims import CLAIM_OVER_BYTES
 from algomesh_broker.grants import Granted
 from algomesh_broker.messages import Call
@@ -57,19 +56,18 @@ class Express:
         dispatch: DispatchChoice,
         jobs: dict[str, Job],
         intake: Intake,
-        watch: WatchWriter,
         onward: Onward,
-        work: Callable[[Job], Outcome],
+        run: Callable[[Job], tuple[Outcome, float]],
         end: Callable[[Job, Outcome, float], None],
     ) -> None:
-        """`stage` is the version's name. `work(job)` runs its code; `end(job, outcome, took_s)` is the general way on
-        for one that took long.
+        """`stage` is the version's name. `run(job)` runs its code inline, and says how many seconds that took;
+        `end(job, outcome, took_s)` is the general way on for one that took long.
         """
         self._stage = stage
         self._timeout_s = _FOR_EVER if timeout_s is None else timeout_s
         self._host = host
         self._capacity, self._dispatch, self._jobs, self._intake = capacity, dispatch, jobs, intake
-        self._watch, self._onward, self._work, self._end = watch, onward, work, end
+        self._onward, self._run, self._end = onward, run, end
         self._known: dict[tuple[bytes, int, str, str], _Known] = {}
 
     def take(self, call: Call, subject: str, now: float) -> bool:
@@ -92,12 +90,7 @@ class Express:
             0.0, now, started_at, limit, host=self._host, algorithm=self._stage,
         )  # fmt: skip
 
-        self._watch.begin_alone(int((limit + GRACE_S) * 1e9))
-        began = time.perf_counter()  # the loop's clock is one of milliseconds
-        outcome = self._work(job)
-        took_s = time.perf_counter() - began
-        self._watch.end_alone()
-
+        outcome, took_s = self._run(job)
         if took_s > LONG_S:
             job.has_slot = True
             capacity.taken += 1

@@ -95,9 +95,8 @@ class Runner:
             dispatch=self._dispatch,
             jobs=self._jobs,
             intake=self._intake,
-            watch=watch,
             onward=self._onward,
-            work=self._work,
+            run=self._run_inline,
             end=self._done,
         )
         if not boot.options.cache_s:
@@ -159,24 +158,19 @@ class Runner:
         job.host, job.algorithm = self, self._stage
         if job.cold_ms:
             job.cold_ms = max(0.0, job.cold_ms - self._answers.ready_ms)
-        kill_at_ns = int((job.limit + GRACE_S) * 1e9)
         if self._dispatch.mode == "inline":
-            self._run_here(job, kill_at_ns)
+            self._run_here(job)
         else:
-            self._watch.begin(job.run, kill_at_ns)
+            self._watch.begin(job.run, _kill_at_ns(job))
             self._jobs[job.run] = job
             self._start_beside(job, now)
 
-    def _run_here(self, job: Job, kill_at_ns: int) -> None:
+    def _run_here(self, job: Job) -> None:
         """Run it in this turn of the loop: nothing else happens meanwhile, so it stands in no table.
 
         What runs here yields nothing, reads no parts and cannot be given up, hence its own short way to the end.
         """
-        self._watch.begin_alone(kill_at_ns)
-        began = time.perf_counter()  # the loop's clock is one of milliseconds
-        outcome = self._work(job)
-        took_s = time.perf_counter() - began
-        self._watch.end_alone()
+        outcome, took_s = self._run_inline(job)
         if took_s > LONG_S or self._dispatch.strikes or self._same:
             self._done(job, outcome, took_s)
             return
@@ -185,6 +179,15 @@ class Runner:
         self._onward.finish(job, outcome, took_s)
         self._express.learn(job)
         self._intake.serve()
+
+    def _run_inline(self, job: Job) -> tuple[Outcome, float]:
+        """Its outcome, and how many seconds its code took."""
+        self._watch.begin_alone(_kill_at_ns(job))
+        began = time.perf_counter()  # the loop's clock is one of milliseconds
+        outcome = self._work(job)
+        took_s = time.perf_counter() - began
+        self._watch.end_alone()
+        return outcome, took_s
 
     def _start_beside(self, job: Job, now: float) -> None:
         """Run what is not over at once: in a thread, in a task or in a batch."""
@@ -377,3 +380,8 @@ class Runner:
     ) -> AsyncGenerator[content.Content, None]:
         """The same, part by part; `told` gets the metadata at the end."""
         return self._children.stream(context, pipeline, value, timeout, told)
+
+
+def _kill_at_ns(job: Job) -> int:
+    """When its code is to be ended by force, on the watch page's clock."""
+    return int((job.limit + GRACE_S) * 1e9)

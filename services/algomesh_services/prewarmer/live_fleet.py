@@ -90,7 +90,6 @@ class LiveFleet:
         self._current: OrderedDict[str, str] = OrderedDict()
         self._starts: OrderedDict[tuple[str, str], deque[float]] = OrderedDict()
         self._medians: dict[str, dict[str, float]] = {}
-        self._measured: dict[str, float] = {}
         self._last_median: dict[str, float] = {}
 
     # What launchers say
@@ -144,16 +143,12 @@ class LiveFleet:
         self._starts[key] = starts
         medians = self._medians.setdefault(version, {})
         medians[launcher] = _median(starts)
-        mean_s = sum(medians.values()) / len(medians)
-        self._last_median[version.rpartition("/")[0]], self._measured[version] = mean_s, max(1e-3, mean_s)
+        self._last_median[version.rpartition("/")[0]] = sum(medians.values()) / len(medians)
         if len(self._starts) > _MOST_VERSIONS:
             (old, machine), _ = self._starts.popitem(last=False)
-            left = self._medians[old]
-            left.pop(machine, None)
-            if left:
-                self._measured[old] = max(1e-3, sum(left.values()) / len(left))
-            else:
-                del self._medians[old], self._measured[old]
+            self._medians[old].pop(machine, None)
+            if not self._medians[old]:
+                del self._medians[old]
                 self._last_median.pop(old.rpartition("/")[0], None)
 
     def called(self, algorithm: str, version: str) -> None:
@@ -177,12 +172,11 @@ class LiveFleet:
 
     def state(self, algorithm: str, /) -> str:
         """`off`, `loading` or `warm`, of the version that is called now."""
-        version, found = self._current.get(algorithm), "off"
-        for up in self.of(algorithm):
-            if not up.is_draining and (not version or up.version == version):
-                if up.ready_s is not None:
-                    return "warm"
-                found = "loading"
+        found = "off"
+        for up in self._serving(algorithm):
+            if up.ready_s is not None:
+                return "warm"
+            found = "loading"
         return found
 
     def ready_in_s(self, algorithm: str, /) -> float:
@@ -250,7 +244,8 @@ class LiveFleet:
         return self._measured_s(version) or self._last_median.get(version.rpartition("/")[0], FIRST_GUESS_S)
 
     def _measured_s(self, version: str) -> float:
-        return self._measured.get(version, 0.0)
+        medians = self._medians.get(version)
+        return max(1e-3, sum(medians.values()) / len(medians)) if medians else 0.0
 
     def _drop(self, up: Up) -> Up:
         instances = self._of.get(up.algorithm, {})
